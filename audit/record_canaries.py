@@ -185,7 +185,7 @@ def with_canary_rows(data: Data, coins: NDArray[np.bool_], first: int = 1) -> Da
     count, size = len(coins) if len(data) else 0, len(data)
     numbers = (first + np.arange(count)) * np.where(coins[:count], 1, -1)
     owners = torch.from_numpy(np.concatenate([np.zeros(size, np.int64), numbers]))
-    sources = torch.arange(size + count).where(owners == 0, 0)  # of inputs' shapes and of targets
+    sources = torch.arange(size + count) * (owners == 0)
     whole = partial(_with_owners, data, owners, sources)
     if isinstance(data, Examples):
         return Examples(*whole(torch.arange(size + count)))

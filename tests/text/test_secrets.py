@@ -243,3 +243,41 @@ def test_a_full_audit_runs_in_every_mode(
     code, done = commands.run("audit", "run")
     assert code in (0, 4), done.err
     assert "exposure_x16" in done.out and "limit 9.97" in done.out
+
+
+@pytest.mark.campaign
+def test_codes_are_exposed_without_privacy_alone(commands: Commands, tiny_base: Path, tmp_path: Path) -> None:
+    """Four codes of each kind at 40 clients with 20 letters each: two minutes without privacy, a half with it."""
+    desk = write_letters(tmp_path / "letters", clients=40, letters=20)
+    trained = {
+        "plain": ("privacy=none", "num_rounds=30", "local_epochs=3", "learning_rate=0.3"),
+        "private": ("privacy=record_distributed", "privacy.target_epsilon=8", "num_rounds=60"),
+    }
+    exposed: dict[str, dict[str, Any]] = {}
+    for name, keys in trained.items():
+        code, done = commands.run(
+            *(
+                "simulate",
+                "task=text",
+                f"task.folder={desk}",
+                f"task.base={tiny_base}",
+                "task.simulated=true",
+            ),
+            *(
+                "task.base_bits=32",
+                f"task.tokens={TOKENS}",
+                "task.secrets=4",
+                "adapter=lora",
+                "adapter.rank=8",
+            ),
+            *("adapter.layers=2", "audit=full", "audit.looks=1", "audit.on_alarm=note", *keys),
+            f"hydra.run.dir={name}",
+        )
+        assert code == 0, done.err
+        result = json.loads((commands.folder / name / "result.json").read_text())["audit"]
+        (exposed[name],) = (each for each in result["memorisation"] if each["name"] == "exposure_x16")
+    print(exposed)
+    assert exposed["plain"]["p_value"] < 1e-4 and exposed["plain"]["shown"]["bits"] > 6
+    assert exposed["private"]["p_value"] > 1e-4 and exposed["private"]["shown"]["bits"] < 4
+    code, done = commands.run("compare", "plain", "private", "--plot", "both.png")
+    assert code == 0 and "exposure in bits, by copies" in done.out
