@@ -420,16 +420,19 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     keys = list(dict.fromkeys(key for row in rows for key in row.overrides))
     numeric = len(keys) == 1 and all(_real(row.overrides.get(keys[0])) is not None for row in rows)
     exposed = [row for row in rows if row.exposure]
-    height = 4.0 if numeric else 1.2 + 0.45 * len(groups)
-    figure = Figure(figsize=(6.4, height + 4.0 * bool(exposed)), layout="constrained")
-    grid = figure.add_gridspec(1 + bool(exposed), 1, height_ratios=[height, 4.0][: 1 + bool(exposed)])
-    axes = figure.add_subplot(grid[0])
+    lines = sum(_wrapped(_describe(each.overrides)).count("\n") for each in groups)
+    height = 4.0 if numeric else 1.2 + 0.45 * len(groups) + 0.15 * lines
+    heights = [height, 4.0][: 1 + bool(exposed)]
+    figure = Figure(figsize=(6.4, sum(heights)), layout="constrained")
+    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    axes = parts[0].add_subplot()
     if numeric:
         _draw_curve(axes, rows, groups, keys[0], names[0])
     else:
         _draw_settings(axes, rows, groups, names[0])
     if exposed:
-        _draw_exposure(figure.add_subplot(grid[1]), exposed)
+        _draw_exposure(parts[-1].add_subplot(), exposed)
+        parts[-1].legend(loc="outside upper left", frameon=False)
     for each in figure.axes:
         each.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
@@ -466,16 +469,23 @@ def _draw_settings(axes: "Axes", rows: Sequence[Row], groups: Sequence[OverSeeds
             height = heights[labels.index(_describe(row.overrides) or "all runs")]
             axes.plot(row.metrics[name], height, ".", color="0.6", zorder=1)
     axes.errorbar([each.mean for each in means], heights, xerr=_bars(means), fmt="o", capsize=3)
-    axes.set_yticks(heights, labels)
+    axes.set_yticks(heights, list(map(_wrapped, labels)))
     axes.set_ylim(-0.5, len(groups) - 0.5)
     axes.set_xlabel(_axis(name, groups))
+
+
+def _wrapped(label: str) -> str:
+    """Return a label in lines that leave room for the picture beside it."""
+    import textwrap
+
+    return textwrap.fill(label, WIDEST, break_on_hyphens=False)
 
 
 def _draw_exposure(axes: "Axes", rows: Sequence[Row]) -> None:
     """Draw the exposure of secrets by their copies, a line for each run; dashed: that of secrets without a copy, and the limit."""
     for row in rows:
         points = [(int(name), bits) for name, bits in row.exposure.items() if name.isdecimal()]
-        (line,) = axes.plot(*zip(*points, strict=True), marker="o", label=_label(row))
+        (line,) = axes.plot(*zip(*points, strict=True), marker="o", label=_wrapped(_label(row)))
         axes.axhline(row.exposure[UNPLANTED], color=line.get_color(), linestyle="--", linewidth=1)
     limits = [row.exposure[LIMIT] for row in rows if LIMIT in row.exposure]  # earlier releases had none
     axes.axhline(max(limits, default=0.0), color="0.6", linestyle="--", linewidth=1)
@@ -485,7 +495,6 @@ def _draw_exposure(axes: "Axes", rows: Sequence[Row]) -> None:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("clients that hold a secret")
     axes.set_ylabel("exposure in bits")
-    axes.legend(frameon=False)
 
 
 def _bars(means: Sequence[MeanInterval]) -> list[list[float]]:

@@ -277,3 +277,10 @@ def test_exposure_of_secrets_is_shown_for_each_run(tmp_path: Path, runs: list[Pa
     draw(rows[1:2], tmp_path / "one.png")
     heights = [mpimg.imread(tmp_path / f"{name}.png").shape[0] for name in ("both", "one")]
     assert heights[0] > heights[1] + 500
+
+
+def test_a_plot_has_room_for_long_settings(tmp_path: Path) -> None:
+    keys = ("learning_rate=0.25", "local_epochs=3", "num_rounds=30", "batch_size=128", "cohort=all")
+    runs = [kept(tmp_path / "plain", 0.5, 0), kept(tmp_path / "changed", 0.5, 0, *keys, "privacy=none")]
+    draw(read_rows(runs), tmp_path / "both.png")  # a warning of its layout is an error
+    assert mpimg.imread(tmp_path / "both.png").shape[1] == 960
