@@ -299,11 +299,13 @@ def _by_group(runs: Sequence[OverSeeds]) -> str:
 def _by_copies(rows: Sequence[Row], by_folder: bool) -> str:
     """Return a table of the exposure of secrets by their copies; empty without secrets; arguments as of `format_table`."""
     exposed = [row for row in rows if row.exposure]
+    if not exposed:
+        return ""
     names = dict.fromkeys(name for row in exposed for name in row.exposure)
     titles = [row.run if by_folder else _label(row) for row in exposed]
     lines = [("exposure in bits, by copies", *titles)]
     lines += [(name, *(_number(row.exposure.get(name)) for row in exposed)) for name in names]
-    return _align(lines) if exposed else ""
+    return _align(lines)
 
 
 def _names(rows: Sequence[Row]) -> list[str]:

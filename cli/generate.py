@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 from ..base.extras import require_extra
-from ..run.files import RESULT
-from ..run.run_files import read_object
 from .grammar import MovedBase, app, argument, option, task_keys, verb
 
 INFINITE = "infinity"  # epsilon without privacy, in a run's result
@@ -36,7 +34,7 @@ def generate(
       fedveil generate runs/first "Dear friend,"
       fedveil generate runs/first "Dear friend," --tokens 200 --temperature 0
     """
-    require_extra("client", "fedveil generate")
+    require_extra("text", "fedveil generate")
     from ..text.generate import Decoding, continuation, lines_of
     from .predict import load_model
 
@@ -51,5 +49,8 @@ def generate(
 
 def _has_promise(run: Path) -> bool:
     """Return whether a run's result states a finite epsilon against whoever has the model; a client's bundle has none."""
+    from ..run.files import RESULT
+    from ..run.run_files import read_object
+
     rows = read_object(run / RESULT).get("privacy", [])
     return any(row["adversary"] == "model" and row["epsilon"] != INFINITE for row in rows)

@@ -200,8 +200,8 @@ def exposed(report: Fields) -> list[Exposed]:
     """Return the exposures of a report's secrets in ascending order of their copies; none without secrets."""
     rows: list[Exposed] = []
     for index, each in enumerate((report["audit"] or {}).get("by_heart", ())):
-        shown = each.get("shown") or {}
-        figures: list[Any] = [shown.get(name) for name in ("bits", "unplanted", "limit")]
+        values = each.get("shown") or {}
+        figures: list[Any] = [values.get(name) for name in ("bits", "unplanted", "limit")]
         if each["name"].startswith(EXPOSURE) and all(map(is_finite, figures)):
             copies = int(each["name"].removeprefix(EXPOSURE))
             rows.append(Exposed(copies, f"/audit/by_heart/{index}/shown", *figures))

@@ -591,8 +591,10 @@ def _late_steps(probe: Probe, rows: Tensor) -> None:
 def _state(probe: Probe) -> Iterator[tuple[str, Any]]:
     """Yield name and value of all state of the model and the objective: copies of arrays, sums of parameters, numbers."""
     for name, buffer in probe.model.named_buffers():
-        is_copied = probe.extent is WHOLE or buffer.numel() <= COPIED
-        yield f"model: buffer {name}", buffer.detach().clone() if is_copied else buffer._version
+        state: Any = buffer._version
+        if probe.extent is WHOLE or buffer.numel() <= COPIED:
+            state = buffer.detach().clone()
+        yield f"model: buffer {name}", state
     for name, parameter in probe.model.named_parameters():
         has_sum = type(parameter) is nn.Parameter  # and is not another library's packed weight
         yield f"model: parameter {name}", float(parameter.detach().sum()) if has_sum else parameter._version

@@ -87,7 +87,7 @@ DIALECT = {
 }
 CEILINGS = {
     "lines of the package": 86_500,  # with docstrings, comments and blank lines
-    "lines of the core": 55_600,
+    "lines of the core": 55_880,
     "files that know many features": 0,
     "tests of None": 1_320,
     "tests of None on a part's name": 22,
@@ -97,7 +97,7 @@ CEILINGS = {
     "names that are participles or adverbs": 7,
     "files with functions and no test of their name": 183,
     "files that the smallest job loads": 177,
-    "lines that the smallest job loads": 29_081,
+    "lines that the smallest job loads": 29_100,
 }
 SMALLEST = """
 import sys, json

@@ -8,6 +8,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 from torch import nn
 
@@ -41,8 +42,8 @@ class Base:
     @cached_property
     def end(self) -> int:
         """The token that ends a text."""
-        end = self.config.get("eos_token_id")
-        return int(end[0] if isinstance(end, list) else end or 0)
+        end = self.config.get("eos_token_id") or 0
+        return int(np.ravel(end)[0])  # a list may name several, the first being that of a text
 
     @cached_property
     def digest(self) -> str:

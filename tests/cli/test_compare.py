@@ -250,7 +250,7 @@ def test_figures_of_noised_training_are_no_columns_of_a_comparison(runs: list[Pa
     assert "train/" not in (tmp_path / "all.csv").read_text()
 
 
-def test_exposure_of_secrets_is_shown_for_each_run(tmp_path: Path, runs: list[Path]) -> None:
+def test_exposure_of_secrets_has_a_column_for_each_run(tmp_path: Path, runs: list[Path]) -> None:
     for run, bits in zip(runs[::2], ((1.5, 9.5), (1.0, 1.25)), strict=True):
         result = json.loads((run / "result.json").read_text())
         more = {"unplanted": 1.4, "limit": 9.966}
@@ -267,7 +267,7 @@ def test_exposure_of_secrets_is_shown_for_each_run(tmp_path: Path, runs: list[Pa
     *_, table = format_table(rows, by_folder=True).split("\n\n")[:2]
     lines = [line.split() for line in table.splitlines()]
     assert lines[0][-2:] == [str(runs[0]), str(runs[2])]
-    assert lines[1:] == [
+    assert lines[-4:] == [
         ["1", "1.5", "1"],
         ["16", "9.5", "1.25"],
         ["unplanted", "1.4", "1.4"],

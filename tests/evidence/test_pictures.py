@@ -50,7 +50,7 @@ def test_many_shapes_are_left_to_the_json(kept: Path) -> None:
     assert "shape-0" in page_of(report_of(read_run(kept), shapes=flat))
 
 
-def test_exposure_of_secrets_is_drawn_beside_the_control(kept: Path) -> None:
+def test_exposure_of_secrets_is_drawn_with_its_control(kept: Path) -> None:
     def with_secrets(fields: dict[str, Any]) -> None:
         figures = {"unplanted": 1.31, "limit": 9.966}
         bits = {16: 7.25, 1: 1.5}
