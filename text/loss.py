@@ -70,7 +70,7 @@ def log_probabilities(hidden: Tensor, head: Tensor) -> Tensor:
       hidden: shape (m, width), float32.
       head: shape (words, width).
     """
-    return _products(hidden, head).log_softmax(1)
+    return products(hidden, head).log_softmax(1)
 
 
 class _TokenLosses(torch.autograd.Function):
@@ -87,7 +87,7 @@ class _TokenLosses(torch.autograd.Function):
             size = len(targets[chunk])
             # Few rows are rounded in another way, and an example's loss must not depend on the number of others.
             states, words = padded((hidden[chunk], targets[chunk]), padded_size(size))
-            logits = _products(states, head)
+            logits = products(states, head)
             highest, likeliest = logits.max(1, keepdim=True)
             own = logits.gather(1, words[:, None])
             total = logits.sub_(highest).exp_().sum(1, keepdim=True)
@@ -108,7 +108,7 @@ class _TokenLosses(torch.autograd.Function):
         return outer[0][:, None] * gradients, None, None
 
 
-def _products(states: Tensor, head: Tensor) -> Tensor:
+def products(states: Tensor, head: Tensor) -> Tensor:
     """Return the logits, shape (m, words), float32."""
     logits = states.new_empty(len(states), len(head))
     for start in range(0, len(head), WORDS):

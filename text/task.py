@@ -30,7 +30,7 @@ from ..tasks.tables import person_hashes
 from .adapters import AdapterKeys, adapt
 from .base import Base, open_base
 from .files import Fields, TextRecord, clients_of, read_texts
-from .loss import IGNORED, Scores, mean_loss, scores
+from .loss import IGNORED, Scores, mean_loss, products, scores
 from .model import TextModel, part_of, shared_copy, targets_of
 from .prefix import States, padded_rows, prefix_states
 from .secrets import check_lengths, code_losses, code_tree, planted, secrets_of
@@ -507,7 +507,7 @@ def text_model(base: Base, form: TextForm) -> TextModel:
     first = adapt(decoder, form.adapter)
     model = TextModel(decoder, words, first, base.end, len(form.labels)).eval()
     with torch.no_grad():
-        own = model.states(tokens) @ words.weight.float().t()
+        own = products(model.states(tokens)[0], words.weight)
     if not _close(own, logits, words.weight.dtype):
         remedy = "its logits are not a product of hidden states and a head; use a model such as Llama"
         raise Refusal("task.base", str(base.folder), remedy)
