@@ -17,7 +17,7 @@ LINES = {
 # What it needs, the class that its user has already, and the most lines beside that class and the imports.
 ADAPTERS = {
     "lightning_module": ("pytorch_lightning", "Net", 5),
-    "lora": ("peft", "", 25),
+    "lora": ("datasets", "", 25),  # beside peft, which the checks have
     "sgd_classifier": ("sklearn", "", 10),
     "jax_function": ("jax", "", 30),
 }

@@ -79,7 +79,7 @@ def test_a_row_of_tuned_settings_holds_for_its_task_and_mode_alone(
         (job,) = compose_jobs(parse_arguments(overrides))
         return [OmegaConf.select(job.config, key) for key in keys]
 
-    choices = [f"task={task}", f"privacy={mode}"] + (["task.folder=tables"] if task == "csv" else [])
+    choices = [f"task={task}", f"privacy={mode}"] + (["task.folder=files"] if task in ("csv", "text") else [])
     assert values_of(*choices) == list(keys.values())
     untuned = values_of(*choices, "~tuned")
     assert all(before != now for before, now in zip(untuned, keys.values(), strict=True))
