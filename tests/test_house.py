@@ -86,7 +86,7 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 86_500,  # with docstrings, comments and blank lines
+    "lines of the package": 85_640,  # with docstrings, comments and blank lines
     "lines of the core": 55_880,
     "files that know many features": 0,
     "tests of None": 1_320,
@@ -95,7 +95,7 @@ CEILINGS = {
     "parameters that are tuples": 5,
     "properties that are read for their refusal": 0,
     "names that are participles or adverbs": 7,
-    "files with functions and no test of their name": 183,
+    "files with functions and no test of their name": 181,
     "files that the smallest job loads": 177,
     "lines that the smallest job loads": 29_100,
 }
