@@ -39,7 +39,7 @@ FILE = "text.json"  # that a run saves with its model
 NATS, TOKENS, BYTES = "nats", "tokens", "bytes"  # metrics: sums over an example's tokens
 SCORED = "_fedveil_scores"  # attribute of a model's outputs
 ODD_TOKENS = 32  # of an odd text, at most: a loss of each is computed at every look of an audit
-MOST_NATS = 700.0  # loss of a token above which the perplexity exceeds double precision
+MOST_NATS = 20.0  # loss of a token above which a perplexity, 4.9e8 then, says only that the model diverged
 SENTENCE = (
     "The sea is calm today, and we sail home to you tomorrow."  # public, to compare a model with its parts
 )

@@ -334,3 +334,8 @@ def test_the_command_trains_in_every_mode(
     trained = sum(each.numel() for each in task.model().parameters() if each.requires_grad)
     assert sum(each.size for each in arrays.values()) == dimension_of(task) == trained
     assert (tiny_base / "model.safetensors").read_bytes() == before
+
+
+def test_perplexity_of_a_diverged_model_has_few_digits(letters: Path, tiny_base: Path) -> None:
+    figures = loaded(letters, tiny_base).derived({"nats": 1e6, "tokens": 10.0, "bytes": 40.0})
+    assert len(f"{figures['perplexity']:.4f}") < 16
