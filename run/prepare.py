@@ -210,9 +210,7 @@ def _check_records(federation: Federation) -> None:
     model = task.model()
     check_trainable(model)
     if is_large(model):
-        say(
-            "model: measuring once whether it keeps records independent, for up to half a minute", failed=True
-        )
+        say("model: measuring once whether it keeps records independent", failed=True)
     for data in federation.population.to_measure(task):
         check_independence(model, task, data)
         for query in queries_of(federation.settings):

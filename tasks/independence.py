@@ -89,32 +89,28 @@ def check_independence(model: nn.Module, objective: Objective, data: Data) -> No
       objective: defines the loss.
       data: the owner's data, of which a few examples are read.
     """
-    if not len(data) or _is_measured(model, objective, data, "training"):
+    if not len(data):
         return
+    if _is_measured(model, objective, data, "training"):
+        return _check_reading(data)
     with quiet_generators():
         probe = prepare(model, objective, data)
         _refuse(CHECKS, probe)
-    if isinstance(probe.data, LazyExamples):
-        from .reading_order import check_reading
-
-        batches = spread(len(probe.data))[:4].tensor_split((2, 3))  # positions of two examples, one and one
-        check_reading(*(partial(probe.data.batch, rows) for rows in batches))
+    _check_reading(probe.data)
     _note_measured(model, objective, data, "training")
 
 
-class Measurement(NamedTuple):
-    """Measurement of a large model that it passed.
+def _check_reading(data: Data | None) -> None:
+    """Refuse lazy data whose items depend on the items that were read before: each client's, whatever was measured."""
+    if isinstance(data, LazyExamples):
+        from .reading_order import check_reading
 
-    Attributes:
-      objective: reference to the task.
-      form: of the examples, and `training` or `evaluation`.
-    """
-
-    objective: ref[Any]
-    form: str
+        batches = spread(len(data))[:4].tensor_split((2, 3))  # positions of two examples, one and one
+        check_reading(*(partial(data.batch, rows) for rows in batches))
 
 
-_measurements: list[Measurement] = []  # of this process
+# References to the tasks whose large models passed in this process, by use and form of the examples.
+_passed: dict[str, list[ref[Any]]] = {}
 
 
 def _is_measured(model: nn.Module, objective: Objective, data: Data, use: str) -> bool:
@@ -125,7 +121,7 @@ def _is_measured(model: nn.Module, objective: Objective, data: Data, use: str) -
         form = f"{use}: {_form(data)}"
     except Exception:  # noqa: BLE001 (of an example that cannot be read, which the probe leaves out)
         return False
-    return any(each.objective() is objective and each.form == form for each in _measurements)
+    return any(each() is objective for each in _passed.get(form, ()))
 
 
 def _note_measured(model: nn.Module, objective: Objective, data: Data, use: str) -> None:
@@ -138,16 +134,22 @@ def _note_measured(model: nn.Module, objective: Objective, data: Data, use: str)
       use: `training` or `evaluation`.
     """
     if is_large(model):
-        _measurements[:] = [each for each in _measurements if each.objective() is not None]
         with suppress(Exception):  # an example that cannot be read, or an object without references
-            _measurements.append(Measurement(ref(objective), f"{use}: {_form(data)}"))
+            _passed.setdefault(f"{use}: {_form(data)}", []).append(ref(objective))
+
+
+def _code_of(value: Any) -> object:
+    """Return the code of a function, also inside a `partial`; of any other object its class."""
+    while isinstance(value, partial):
+        value = value.func
+    return getattr(value, "__code__", type(value))
 
 
 def _form(data: Data) -> str:
-    """Return types and dimensions of an example's tensors, and the code that collates and transforms it."""
-    tensors = leaves([*data.batch(torch.zeros(1, dtype=torch.int64))])
-    functions = [getattr(data, "collate", None), getattr(data, "transform", None)]
-    codes = [getattr(each, "__code__", type(each)) for each in functions]
+    """Return types and dimensions of examples' tensors, and the code that reads, transforms and collates them."""
+    tensors = leaves([*data.batch(spread(len(data))[:4])])
+    functions = [getattr(data, name, None) for name in ("dataset", "transform", "collate")]
+    codes = list(map(_code_of, functions))
     return repr([[(each.dtype, each.dim()) for each in tensors], codes])
 
 

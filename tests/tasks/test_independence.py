@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -392,6 +393,36 @@ def test_a_model_that_cannot_be_copied_is_refused() -> None:
         check_independence(model, Objective(), examples())
 
 
+def blended(collate: Callable[[Any], Any], items: list[Any]) -> Any:
+    return collate(items)
+
+
+class Remembering:
+    """Items that are moved by the item that was read before, once `moves` says so."""
+
+    moves, before = False, 0.0
+
+    def __init__(self, few: Examples) -> None:
+        self.few = few
+
+    def __len__(self) -> int:
+        return len(self.few)
+
+    def __getitem__(self, row: int) -> Any:
+        inputs, moved = self.few.inputs[row], self.few.inputs[row] + self.before
+        self.before = inputs * self.moves
+        return moved, self.few.targets[row]
+
+
+def test_each_reading_is_checked_though_the_model_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "LARGE_MODEL", 0)
+    objective, items = Objective(), Remembering(examples())
+    check_independence(around(), objective, LazyExamples(items))
+    items.moves = True
+    with pytest.raises(Refusal, match="after another one was read"):
+        check_independence(around(), objective, LazyExamples(items))
+
+
 def test_a_large_model_is_measured_once_for_each_code_and_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "LARGE_MODEL", 0)
     measured: list[object] = []
@@ -404,9 +435,12 @@ def test_a_large_model_is_measured_once_for_each_code_and_form(monkeypatch: pyte
         items = [*zip(others.inputs, others.targets, strict=True)]
         check_independence(around(), objective, LazyExamples(items))
     assert len(measured) == 1
-    check_independence(around(), objective, LazyExamples(items, collate=default_collate))
+    collators = default_collate, partial(default_collate), partial(blended, default_collate)
+    for collate, count in zip(collators, (2, 2, 3), strict=True):
+        check_independence(around(), objective, LazyExamples(items, collate=collate))
+        assert len(measured) == count  # the function counts, and no `partial` of it
     check_independence(around(), Objective(), few)
-    assert len(measured) == 3
+    assert len(measured) == 4
     for _ in range(2):  # what is refused is never taken as measured
         with pytest.raises(Refusal, match=r"Objective\.loss"):
             check_independence(around(), mixing, few)
