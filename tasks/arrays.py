@@ -201,17 +201,16 @@ def base_check(model: nn.Module) -> Callable[[], None]:
     return require
 
 
-def copied_buffers(buffers: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """Return copies of buffers by name, without large ones of whole numbers.
+def copied_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies of a model's buffers by name, without large ones of whole numbers in its base, the packed weights.
 
-    Those are the packed weights of a base. `base_check` compares them by their count of changes, and copies would double
-    the memory.
+    `base_check` compares those by their count of changes, and copies would double the memory.
     """
-    return {
-        name: value.detach().clone()
-        for name, value in buffers
-        if value.is_floating_point() or value.numel() <= COPIED
-    }
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    large = {n for n, value in buffers.items() if not value.is_floating_point() and value.numel() > COPIED}
+    if large:
+        large &= base_of(model).keys()
+    return {name: value.detach().clone() for name, value in buffers.items() if name not in large}
 
 
 def _is_small(value: Tensor) -> bool:

@@ -190,7 +190,7 @@ def _address(tensor: Tensor) -> int:
 
 def outputs_of(model: nn.Module, batch: Inputs) -> list[Tensor]:
     """Return the tensors that the model, run once, returns; its buffers and torch's random state stay as they are."""
-    buffers = copied_buffers(model.named_buffers())
+    buffers = copied_buffers(model)
     with torch.random.fork_rng(devices=[]):
         return leaves(run_on(lambda *args, **fields: functional_call(model, buffers, args, fields), batch))
 

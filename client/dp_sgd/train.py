@@ -225,7 +225,7 @@ def clipping(
     """
     layout = _lay_out(model, gradients)
     layers: list[Any] = [*model.modules()]  # once: a walk takes as long as a small layer
-    buffers = [copied_buffers(each.named_buffers(recurse=False)) for each in layers]
+    buffers = copied_buffers(model)
 
     def forward(rows: Tensor, count: int) -> tuple[Any, Tensor]:
         """Return outputs and loss of the rows, padded to `count`; raise TaskFailed for what may depend on the examples."""
@@ -250,7 +250,7 @@ def clipping(
         step = _steps.get(model, 0)
         if step % LOOKED_AT == 0 and optimizer.params[0].device.type == "cpu":
             check_step(model, task, lambda: padded(data.batch(rows), parts.size(len(rows))), step)
-            _restore_buffers(layers, buffers)
+            _restore_buffers(model, buffers)
         _steps[model] = step + 1  # not counted if the check fails: the model's next step is then checked, too
 
     def clip(rows: NDArray[np.intp]) -> None:
@@ -258,7 +258,7 @@ def clipping(
         first, *others = torch.from_numpy(rows).split(parts.rows)
         for part in (first, *others):
             _clip(part, parts, clipped_sums, optimizer)
-            _restore_buffers(layers, buffers)
+            _restore_buffers(model, buffers)
             if others:
                 totals = _with_sums(totals, optimizer)
         if others:
@@ -275,7 +275,7 @@ def clipping(
             yield clip
     finally:
         optimizer.zero_grad(set_to_none=True)
-        _restore_buffers(layers, buffers)
+        _restore_buffers(model, buffers)
 
 
 class TaskFailed(Exception):
@@ -293,12 +293,12 @@ def _forget_call(layers: Sequence[Any]) -> None:
                 vars(parameter).pop("_current_grad_sample", None)
 
 
-def _restore_buffers(layers: Sequence[Any], buffers: Sequence[Mapping[str, Tensor]]) -> None:
-    """Set each layer's buffers to the copies with their names."""
-    for layer, saved in zip(layers, buffers, strict=True):
-        for name, value in saved.items():
-            if not torch.equal(layer._buffers[name], value):
-                layer._buffers[name].copy_(value)
+def _restore_buffers(model: nn.Module, copies: Mapping[str, Tensor]) -> None:
+    """Set the model's buffers to the copies with their names."""
+    for name, value in copies.items():
+        buffer = model.get_buffer(name)
+        if not torch.equal(buffer, value):
+            buffer.copy_(value)
 
 
 def _clip(rows: Tensor, parts: BatchParts, clipped_sums: ClippedSums, optimizer: DPOptimizer) -> None:

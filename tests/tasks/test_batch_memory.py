@@ -130,11 +130,18 @@ def test_weights_that_a_pass_unpacks_count_for_no_example() -> None:
     assert rows == evaluated_at_once(AUTO, plain, data)
 
 
-def test_large_packed_weights_are_not_copied() -> None:
-    packed, mean = torch.zeros(COPIED + 1, dtype=torch.uint8), torch.zeros(COPIED + 1)
-    count = torch.zeros(3, dtype=torch.int64)
-    copies = copied_buffers([("packed", packed), ("mean", mean), ("count", count)])
-    assert copies.keys() == {"mean", "count"} and copies["mean"].data_ptr() != mean.data_ptr()
+def test_large_whole_numbers_of_the_base_alone_are_not_copied() -> None:
+    def with_codes(trains: bool) -> nn.Module:
+        layer = nn.Linear(2, 1).requires_grad_(trains)
+        layer.register_buffer("codes", torch.zeros(COPIED + 1, dtype=torch.uint8))
+        layer.register_buffer("mean", torch.zeros(COPIED + 1))
+        layer.register_buffer("count", torch.zeros(3, dtype=torch.int64))
+        return layer
+
+    packed, trained = with_codes(trains=False), with_codes(trains=True)
+    copies = copied_buffers(nn.Sequential(packed, trained))
+    assert copies.keys() == {"0.mean", "0.count", "1.codes", "1.mean", "1.count"}
+    assert copies["0.mean"].data_ptr() != packed.get_buffer("mean").data_ptr()
 
 
 def test_measurement_moves_neither_buffers_nor_draws() -> None:
