@@ -142,6 +142,8 @@ class FederationSettings(Group):
     """Final model: that of the last round, or the mean of the last rounds; their number depends on the noise."""
     checkpoint_every: Rounds = 1
     """Number of rounds from one checkpoint to the next."""
+    measure_every: Rounds = 1
+    """Number of rounds from one measurement of the model on public held-out data to the next; the last model is measured."""
     ledger: LedgerSettings = LedgerSettings()
     budget: BudgetSettings = BudgetSettings()
     evaluate: Annotated[Group, OfExtension("evaluate", _NoEvaluation)] = Field(
@@ -220,6 +222,10 @@ class FederationSettings(Group):
         """Number of sums in the run: each arm's round is one, although a client takes part in at most num_rounds."""
         more = max(0, len(self.tried) - 1)
         return self.num_rounds + more * self.tuning_rounds
+
+    def measures(self, number: int) -> bool:
+        """Return whether the model is measured on public held-out data after this round."""
+        return number % self.measure_every == 0 or number == self.steps
 
     def rounds_begun(self, steps: int) -> int:
         """Return the largest number of rounds in which a client, of one arm at most, may have taken part after `steps` sums."""

@@ -123,13 +123,13 @@ class Display:
     def _table(self) -> RenderableType:
         """Return what the terminal shows: the last rounds as a table, the last evaluation at the clients, and bars."""
         table = Table(box=None, pad_edge=False, header_style="bold")
-        names = list(held_out(self._lines[-1])) if self._lines else []
+        names = list(dict.fromkeys(name for line in self._lines for name in held_out(line)))
         units = [unit for unit, _ in self._epsilons(self._lines[-1])] if self._lines else []
         for column in ("round", *names, *(f"epsilon ({unit})" for unit in units), "clients"):
             table.add_column(column.replace("_", " "), justify="right", min_width=9)
         for line in self._lines:
-            clients = _clients(line.row)
-            values = [_number(value) for value in held_out(line).values()]
+            figures, clients = held_out(line), _clients(line.row)
+            values = [_number(figures[name]) if name in figures else "" for name in names]
             table.add_row(str(line.round), *values, *(text for _, text in self._epsilons(line)), clients)
         parts: list[RenderableType] = [Text(self._run.title, style="bold")]
         if self._lines:

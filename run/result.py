@@ -59,7 +59,7 @@ def finish(
       ending: how the run ended, and with which state.
       used: time and energy of this process.
       title: one line above the pictures.
-      metrics: metrics of a released model that is an average; empty where it is the model of the last round.
+      metrics: metrics of a released model that is an average, or was not measured after its round; else empty.
       confusion: confusion matrix of the released model on public held-out examples; None without classes.
     """
     run, costs = progress.run, _costs(progress, used)

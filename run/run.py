@@ -160,11 +160,12 @@ def run_federation(
             ending = _run_rounds(progress, strategies, environment, grid, callbacks)
         stop_keeping()
         state = ending.state
-        averaged = evaluator(run.federation)(state.model, state.round) if state.average.models else {}
+        is_new = state.average.models or not run.federation.settings.measures(state.round)
+        measured = evaluator(run.federation)(state.model, state.round) if is_new else {}
         title = title_of(progress.run.federation)
         counts = confusion(run.federation, state.model)
         with refusing(federation.population.words.folder, folder, "cannot be read or written"):
-            result = finish(progress, ending, time_since(begin), title, averaged, counts)
+            result = finish(progress, ending, time_since(begin), title, measured, counts)
         model = read_only_model(state.model)
         run_end = RunEnd(result["status"], result["reason"], folder, frozen(result), model)
         for each in callbacks:
@@ -383,12 +384,12 @@ class _Rounds:
     ) -> Ending | None:
         """Record a round, write its checkpoint and call the callbacks; return the run's ending, if it is to end.
 
-        `measure` returns the new model's metrics on held-out examples.
+        `measure` returns the new model's metrics on held-out examples, for the rounds after which the settings ask for them.
         """
         progress, federation = self.progress, self.progress.run.federation
         progress.observer.observe(state, self.grid.released)
         self.grid.released = None  # it takes as much room as two models
-        metrics = measure()
+        metrics = measure() if federation.settings.measures(state.round) else {}
         cohort = progress.meter.clients(self.grid.participants, self.grid.current_cohort)
         charged = self._charged(round_.number, cohort, round_.replies)
         round_end = record_round(progress, state, round_, metrics, charged, self._answer_after(state))
