@@ -43,6 +43,7 @@ def test_values_and_gradients_are_those_of_torch(
     hidden, head, targets = example(dtype)
     monkeypatch.setattr(loss, "LOGIT_BYTES", 4 * len(head) * rows)
     monkeypatch.setattr(loss, "WORDS", 16)
+    monkeypatch.setattr(loss, "multiplies_bfloat16", lambda head: False)
     each = scores(hidden, head, targets)
     expected = reference(hidden, head, targets)
     tokens = (targets != IGNORED).sum(1)
@@ -55,6 +56,22 @@ def test_values_and_gradients_are_those_of_torch(
     torch.testing.assert_close(mean_loss(each), mean)
     own, other = (torch.autograd.grad(value, hidden)[0] for value in (mean_loss(each), mean))
     torch.testing.assert_close(own, other)
+
+
+def test_products_of_bfloat16_round_gradients_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, head, targets = example(torch.bfloat16)
+    monkeypatch.setattr(loss, "multiplies_bfloat16", lambda head: True)
+    rounded = torch.autograd.grad(mean_loss(scores(hidden, head, targets)), hidden)[0]
+    monkeypatch.setattr(loss, "multiplies_bfloat16", lambda head: False)
+    exact = torch.autograd.grad(mean_loss(scores(hidden, head, targets)), hidden)[0]
+    assert 0 < (rounded - exact).norm() < 0.02 * exact.norm()
+
+
+def test_metrics_are_computed_in_float32() -> None:
+    hidden, head, targets = example(torch.bfloat16)
+    with torch.no_grad():
+        each = scores(hidden, head, targets)
+    torch.testing.assert_close(each.nats, reference(hidden, head, targets).sum(1))
 
 
 def test_a_target_that_is_predicted_is_a_hit() -> None:
