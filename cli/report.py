@@ -58,6 +58,10 @@ def report(
             file_okay=False,
         ),
     ] = None,
+    other: Annotated[
+        Path | None,
+        option("OTHER", "The same run without privacy, to compare what both remember.", "--compare"),
+    ] = None,
     operator: Annotated[
         bool,
         flag("--operator", "Write RUN/operator with all times, bytes and counts, for its owner alone."),
@@ -71,10 +75,16 @@ def report(
     Example:
       fedveil report runs/2026-01-31/12-00-00
       fedveil report runs/2026-01-31/12-00-00 --answers questions
+      fedveil report private --compare plain
       fedveil report questions
     """
     if not (run / CONFIG).is_file() and any(run.glob("*.json")):
-        options = {"--assessment": assessment, "--answers": answers, "--operator": operator}
+        options = {
+            "--assessment": assessment,
+            "--answers": answers,
+            "--operator": operator,
+            "--compare": other,
+        }
         for name, value in options.items():
             if value:
                 raise Refusal(name, str(value), "belongs to the report of a run")
@@ -87,11 +97,19 @@ def report(
     if operator and not (run / OPERATOR).is_file():
         remedy = f"has no {OPERATOR}: all that is known of the run is public; leave --operator out"
         raise Refusal("RUN", str(run), remedy)
-    return _report_run(run, out, assessment or run / ASSESSMENT, answers, operator, as_json)
+    files = (assessment or run / ASSESSMENT, answers, other)
+    return _report_run(run, out, *files, operator=operator, as_json=as_json)
 
 
 def _report_run(
-    folder: Path, out: Path | None, assessment: Path, answers: Path | None, operator: bool, as_json: bool
+    folder: Path,
+    out: Path | None,
+    assessment: Path,
+    answers: Path | None,
+    other: Path | None,
+    *,
+    operator: bool,
+    as_json: bool,
 ) -> int:
     """Write the report of a run, or print it with `as_json`; for the operator only its page and JSON are written.
 
@@ -102,12 +120,13 @@ def _report_run(
     from ..evidence.content import report_of, to_json
     from ..evidence.forms import empty_assessment, read_assessment
     from ..evidence.materials import materials_of
+    from ..evidence.memorisation import comparable
     from ..evidence.page import page_of
     from ..run.run_files import as_a_run_wrote, read_run
 
     with as_a_run_wrote(folder):
         run = read_run(folder, read_assessment(assessment), answers, operator)
-        report = report_of(run, commands_of(run), _shapes(folder))
+        report = report_of(run, commands_of(run), _shapes(folder), other=comparable(run, other))
         text = to_json(report)
         files = {REPORT: text, PAGE: page_of(report), CARD: card_of(report), MATERIALS: materials_of(report)}
     status = run.result.get("status", "not ended")

@@ -6,7 +6,6 @@ The same run gives the same bytes: no time of making, no path of this machine an
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from statistics import fmean, pstdev
 from typing import Any
@@ -22,6 +21,7 @@ from .cost import cost
 from .coverage import not_covered
 from .forms import count_items, facts_of_run, forms, nist_blocks
 from .ledger_history import ledger_history, plan_curve
+from .memorisation import memorisation_of
 from .model import model_of
 
 FORMAT = "fedveil report 1"
@@ -32,7 +32,11 @@ DIGITS = 6  # of a shape's value; float32 has no more
 
 
 def report_of(
-    run: RunFiles, commands: Sequence[str] = (), shapes: Fields | None = None, as_of: str | None = None
+    run: RunFiles,
+    commands: Sequence[str] = (),
+    shapes: Fields | None = None,
+    as_of: str | None = None,
+    other: RunFiles | None = None,
 ) -> dict[str, Any]:
     """Return the report of a run, as JSON.
 
@@ -41,6 +45,7 @@ def report_of(
       commands: that make the run again.
       shapes: of its model, if that is a sum of one shape for each column.
       as_of: time of its files, UTC, while the run's process is alive; None for a report to keep.
+      other: run whose curve of memorisation is shown beside; None without one.
     """
     rows, ledger = promise_rows(run), ledger_history(run)
     rounds = [_round(row) for row in run.rounds]
@@ -83,6 +88,8 @@ def report_of(
     }
     if (lost := row_by_sums(run)) is not None:
         report["record_by_sums"] = lost
+    if (memorisation := memorisation_of(run, other)) is not None:
+        report["memorisation"] = memorisation
     report["nist"] = nist_blocks(report)
     report["forms"] = forms(run.assessment.answers, facts_of_run(report) if run.result else {})
     report["forms_counted"] = count_items(report["forms"])
@@ -375,11 +382,6 @@ def _bibtex(report: Fields) -> str:
 def _plain(text: object) -> str:
     """Return a text without BibTeX's special characters."""
     return "".join(each for each in str(text) if each not in '{}\\"@#%' and each.isprintable())
-
-
-def is_finite(value: object) -> bool:
-    """Return whether a value of a report is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def receipts_of(run: RunFiles) -> dict[str, Any] | None:

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..run.run_files import Fields
 from .answers import FORMAT as ANSWERS
 from .charts import bar, thin
-from .content import is_finite
-from .page_text import resolve_pointer, step, text_of
+from .page_text import is_finite, resolve_pointer, step, text_of
 from .pictures import MAX_SHAPES, exposed, pictures
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ def page_of(report: Fields) -> str:
         svgs=pictures(report),
         strip=_strip(report["stamps"]),
         exposed=exposed(report),
+        memorisation=report.get("memorisation"),
         rows=[round(at) for at, _ in thin(rounds, MAX_ROWS)],
     )
 

@@ -55,6 +55,11 @@ def text_of(value: object, form: str = "plain") -> str:
     return _FORMS[form](value)
 
 
+def is_finite(value: object) -> bool:
+    """Return whether a value of a report is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _plain(value: Any) -> str:
     """Return a value as text: a long whole number in groups of three digits, any other number with four digits."""
     if isinstance(value, int):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ..run.run_files import Fields
-from .charts import Chart, Line, Mark, Whisker, bars, svg
-from .content import is_finite
-from .page_text import step
+from .charts import Chart, Line, Mark, Points, Whisker, bars, svg
+from .memorisation import EXPOSURE
+from .page_text import is_finite, step
 
 GUESSING = ((0.0, 0.0), (1.0, 1.0))  # true by false positives of a test that guesses
-EXPOSURE = "exposure_x"  # before the number of copies, in the name of a test of secrets
+LOOKS = ("accuracy", "epsilon")  # of the curve of this run, and of the run to compare it with
 MAX_SHAPES = 12  # of an additive model, on the page; the JSON has all of them
 MAX_WORDS = 24  # of one shape
 ROOM = 1.1  # ends of the shapes' axis over the largest and smallest contribution
@@ -28,6 +28,8 @@ def pictures(report: Fields) -> dict[str, str]:
         "accuracy": _accuracy(report),
         "looks": _looks(report),
         "exposure": _exposure(report),
+        "memorisation": _memorisation(report, "bits"),
+        "quality": _memorisation(report, "quality"),
         "evaluations": _evaluations(report),
     }
     svgs = {name: svg(chart) for name, chart in charts.items() if chart is not None}
@@ -222,6 +224,27 @@ def _exposure(report: Fields) -> Chart | None:
     title = "Exposure of secrets by the number of clients that hold one, beside secrets that none holds"
     across, up = "clients that hold a secret", "exposure in bits"
     return Chart("chart-exposure", title, across, up, lines, (), marks, values, whole=True)
+
+
+def _memorisation(report: Fields, kind: Literal["bits", "quality"]) -> Chart | None:
+    """Return the exposure by round of the secrets with most copies, or the quality, a line for each run; None without any."""
+    memorisation: Fields = report.get("memorisation") or {}
+    pairs = zip(LOOKS, memorisation.get("curves", ()), strict=False)  # an only run has the first look
+    curves: list[tuple[str, Points]] = [(look, each[kind]) for look, each in pairs if each[kind]]
+    if not curves:
+        return None
+    lines = [Line(points, look) for look, points in curves]
+    marks = [Mark(x, y, look) for look, points in curves for x, y in points[-1:]]
+    if kind == "quality":
+        name = memorisation["metric"]
+        return Chart(
+            "chart-quality", f"Held-out {name} by round", "round", name, lines, (), marks, whole=True
+        )
+    end = max(points[-1][0] for _, points in curves)
+    levels = [(memorisation["chance"], "plan"), (memorisation["limit"], "ceiling")]
+    lines = [*(Line([(0, level), (end, level)], look) for level, look in levels), *lines]
+    title = "Exposure of secrets by round, beside that of chance and the largest possible"
+    return Chart("chart-memorisation", title, "round", "exposure in bits", lines, (), marks, whole=True)
 
 
 def _evaluations(report: Fields) -> Chart | None:
