@@ -15,19 +15,21 @@ from torch import Tensor, nn
 from ..base.bounded_decoding import format_number
 from ..base.refusal import Refusal
 from .adapters import Adapter, weight_of
-from .loading import WEIGHTS, load_model
+from .base import Base
+from .loading import CONFIG, TYPES, WEIGHTS, load_model
 from .model import TextModel
 from .packed import PackedLinear
 from .task import SENTENCE, TOLERANCES, TextTask, base_decoder
 
 README = "README.md"
+INDEX = "model*.index.json"  # which file of a base has which tensor
 ADAPTERS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # as PEFT reads them
 PREFIX = "base_model.model."  # of PEFT, before a name of the base
 # Files of a base that a merged model has too, besides its weights; no code of anybody is among them.
 COPIED = (
     "config.json",
     "generation_config.json",
-    "model*.index.json",
+    INDEX,
     "*token*.json",
     "tokenizer.model",
     "vocab.*",
@@ -38,17 +40,20 @@ COPIED = (
 )
 HALF = 16  # bits of a weight with which a merged model is checked, or 32
 ROUNDING = 2 * max(TOLERANCES.values())  # of two models, relative to the largest logit
+LARGE = 0.1  # score of a class: a smaller one is compared as if it were as large
+HEAD = "score"  # name of the layer to classes in transformers' models
+CAUSAL, CLASSES = "ForCausalLM", "ForSequenceClassification"  # ends of the names of transformers' models
 EXAMPLE = {
     "peft": """\
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel{kind}
 
-base = AutoModelForCausalLM.from_pretrained("BASE")
+base = AutoModel{kind}.from_pretrained("BASE"{keys})
 model = PeftModel.from_pretrained(base, "THIS FOLDER")""",
     "transformers": """\
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel{kind}, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("THIS FOLDER")
+model = AutoModel{kind}.from_pretrained("THIS FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER")""",
 }
 
@@ -66,21 +71,19 @@ def write_peft(
 
     Returns:
       Entries of the export's card.
-
-    Raises:
-      Refusal: the model classifies.
     """
-    _check_causal(task, "peft")
     adapters = dict(_adapters(task, model))
     tensors: dict[str, Tensor] = {}
     for path, adapter in adapters.items():
         down, up = lora_of(adapter)
         tensors |= {f"{PREFIX}{path}.lora_A.weight": down, f"{PREFIX}{path}.lora_B.weight": up}
+    tensors |= {f"{PREFIX}{name}": each for name, each in _head(model).items()}
     save_file(tensors, folder / ADAPTERS, metadata={"format": "pt"})
     rank = task.form.adapter.rank
     config = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": ("CAUSAL_LM", "SEQ_CLS")[bool(task.classes)],
+        "modules_to_save": [HEAD] * bool(task.classes) or None,
         "base_model_name_or_path": task.base.config.get("_name_or_path"),
         "inference_mode": True,
         "r": rank,
@@ -103,25 +106,67 @@ def write_merged(
     with 8 or 4 bits are the same numbers, unpacked.
 
     Raises:
-      Refusal: also if the base's files name their weights otherwise, or the logits differ.
+      Refusal: the base's files name their weights otherwise, or the logits differ.
     """
-    _check_causal(task, "merged")
     changed = {f"{path}.weight": layer for path, layer in _changed(task, model)}
     files = sorted(task.base.folder.glob(WEIGHTS))
+    parts: dict[str, str] = {}
     for file in files:
         tensors = load_file(file)
+        if task.classes:  # the layer to the vocabulary, where it is one of its own, has no use
+            tensors = {name: each for name, each in tensors.items() if name.startswith(_decoder_name(task))}
+        if file == files[-1]:
+            tensors |= _head(model)
         for name in tensors.keys() & changed.keys():
             tensors[name] = merged_weight(changed.pop(name)).to(tensors[name].dtype).contiguous()
         save_file(tensors, folder / file.name, metadata={"format": "pt"})
+        parts |= dict.fromkeys(tensors, file.name)
     if changed:
         remedy = f"has no tensor {min(changed)} in the files of this base; use --to peft"
         raise Refusal("--to", "merged", remedy)
     for pattern in COPIED:
         for file in task.base.folder.glob(pattern):
             shutil.copyfile(file, folder / file.name)
+    if task.classes:
+        _describe_classes(folder, task, parts)
     (folder / README).write_text(_readme(task, "transformers", privacy), encoding="utf-8")
     difference = _difference(folder, task, model)
     return {"file": files[0].name, "base_sha256": task.form.base, "largest_difference": difference}
+
+
+def _describe_classes(folder: Path, task: TextTask, parts: Mapping[str, str]) -> None:
+    """Change the configuration of a copied base into that of a classifier.
+
+    Args:
+      folder: of the export.
+      task: of the run.
+      parts: file of each tensor.
+    """
+    labels, config = task.form.labels, task.base.config
+    names = [each.replace(CAUSAL, CLASSES) for each in config.get("architectures") or ()]
+    described = {
+        **config,
+        "architectures": names,
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: number for number, label in enumerate(labels)},
+        "pad_token_id": padding(task.base),
+    }
+    (folder / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    for index in folder.glob(INDEX):
+        index.write_text(json.dumps({"metadata": {}, "weight_map": parts}, indent=2) + "\n", encoding="utf-8")
+
+
+def padding(base: Base) -> int | None:
+    """Return a token to pad with, which ends no text, so that transformers finds the last token; None without one."""
+    plan = json.loads(base.tokenizer.to_str())
+    special = [each["id"] for each in plan.get("added_tokens", ()) if each.get("special")]
+    words = {*range(int(base.config["vocab_size"]))} - {base.end}
+    return next((each for each in (base.config.get("pad_token_id"), *special) if each in words), None)
+
+
+def _head(model: TextModel) -> dict[str, Tensor]:
+    """Return the weight of the layer to classes by its name in transformers; empty for a language model."""
+    return {f"{HEAD}.{name}": each.detach().contiguous() for name, each in model.head.named_parameters()}
 
 
 def lora_of(adapter: Adapter) -> tuple[Tensor, Tensor]:
@@ -138,13 +183,6 @@ def merged_weight(layer: nn.Module) -> Tensor:
         return weight_of(layer)
     down, up = lora_of(layer)
     return weight_of(layer.layer) + up @ down
-
-
-def _check_causal(task: TextTask, to: str) -> None:
-    """Refuse a model with classes."""
-    if task.classes:
-        remedy = "takes no head of classes with a bias, which this model has; use fedveil predict"
-        raise Refusal("--to", to, remedy)
 
 
 def _adapters(task: TextTask, model: TextModel) -> Iterator[tuple[str, Adapter]]:
@@ -164,29 +202,56 @@ def _changed(task: TextTask, model: TextModel) -> Iterator[tuple[str, nn.Module]
 
 def _named(task: TextTask, model: TextModel) -> Iterator[tuple[str, nn.Module]]:
     """Yield the modules of a model's decoder by their names in the whole base."""
-    whole, decoder = task.base.model(task.form.base_bits), base_decoder(task.base, task.form)
-    start = next(name for name, module in whole.named_modules() if module is decoder)
     for path, module in model.decoder.named_modules():
-        yield f"{start}.{path}".strip("."), module
+        yield f"{_decoder_name(task)}.{path}".strip("."), module
+
+
+def _decoder_name(task: TextTask) -> str:
+    """Return the name of the decoder in the whole base."""
+    whole, decoder = task.base.model(task.form.base_bits), base_decoder(task.base, task.form)
+    return next(name for name, module in whole.named_modules() if module is decoder)
 
 
 def _difference(folder: Path, task: TextTask, model: TextModel) -> float:
-    """Return the largest difference between logits of the written model and of the released one on a public sentence.
+    """Return the largest difference between outputs of the written model and of the released one on a public sentence.
 
-    It is relative to the largest logit.
+    Outputs are logits of all tokens, or scores of the classes. It is relative to the largest of them.
     """
     bits = max(task.form.base_bits, HALF)
-    written: Any = load_model(folder, bits)
-    tokens = torch.tensor([task.base.tokenizer.encode(SENTENCE).ids])
-    weight = model.words.get_parameter("weight")
+    tokens = torch.tensor([[*task.base.tokenizer.encode(SENTENCE).ids, task.base.end]])
     with torch.no_grad():
-        expected = model.states(tokens) @ weight.float().t()
-        largest = (written(input_ids=tokens).logits.float() - expected).abs().max()
-    difference = float(largest / expected.abs().max())
+        if task.classes:
+            written, expected = _scores(folder, bits, tokens), model(tokens)
+        else:
+            whole: Any = load_model(folder, bits)
+            weight = model.words.get_parameter("weight").float()
+            written, expected = whole(input_ids=tokens).logits.float(), model.states(tokens) @ weight.t()
+    difference = float((written - expected).abs().max() / expected.abs().max().clamp(min=LARGE))
     if not difference <= ROUNDING:
         remedy = f"gives logits that differ by {difference:.2%} of the largest; use --to peft"
         raise Refusal("--to", "merged", remedy)
     return difference
+
+
+def _scores(folder: Path, bits: int, tokens: Tensor) -> Tensor:
+    """Return the scores that transformers' model of classes gives to texts, shape (n, classes), float32.
+
+    Args:
+      folder: of the model.
+      bits: of a weight: 32 or 16.
+      tokens: shape (n, tokens).
+    """
+    from transformers import AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    showed_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    model: Any = AutoModelForSequenceClassification.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=TYPES[bits]
+    )
+    if showed_bars:
+        logging.enable_progress_bar()
+    return model.eval()(input_ids=tokens).logits.float()
 
 
 def _readme(task: TextTask, library: str, privacy: Sequence[Mapping[str, Any]]) -> str:
@@ -208,9 +273,26 @@ def _readme(task: TextTask, library: str, privacy: Sequence[Mapping[str, Any]]) 
         f"- Base, frozen, with {form.base_bits} bits a weight; SHA-256 of its configuration, tokenizer and weights:",
         f"  `{form.base}`",
         f"- Texts: cut at {form.tokens} tokens",
-        *("", "```python", EXAMPLE[library], "```", "", "## What is promised to whom", ""),
+        *_classes(task),
+        *("", "```python", _example(task, library), "```", "", "## What is promised to whom", ""),
         *("| hidden | from | epsilon | delta |", "|---|---|---|---|", *rows, ""),
         "Without privacy epsilon is infinite: the model may then repeat clients' texts word by word.",
         "This export is post-processing of the released model, so that its epsilon is that of the run.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _classes(task: TextTask) -> list[str]:
+    """Return the lines on a classifier: its classes, and the last token of a text; none of a language model."""
+    if not task.classes:
+        return []
+    labels = ", ".join(f"{number} {label}" for number, label in enumerate(task.form.labels))
+    return [f"- Classes: {labels}", f"- A text that is not cut ends with the token {task.base.end}; add it"]
+
+
+def _example(task: TextTask, library: str) -> str:
+    """Return the lines of Python that load an export."""
+    if not task.classes:
+        return EXAMPLE[library].format(kind=CAUSAL, keys="")
+    keys = f", num_labels={task.classes}, pad_token_id={padding(task.base)}"
+    return EXAMPLE[library].format(kind=CLASSES, keys=keys)

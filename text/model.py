@@ -34,7 +34,8 @@ class TextModel(nn.Module):
     Attributes:
       decoder: frozen, with adapters.
       words: frozen layer from hidden states to the vocabulary.
-      head: trained layer from the last token's hidden state to classes; an identity without classes.
+      head: trained layer from the last token's hidden state to classes, without a bias, as transformers has it; an
+        identity without classes.
     """
 
     def __init__(self, decoder: Any, words: nn.Module, first: int, end: int, classes: int = 0) -> None:
@@ -44,7 +45,7 @@ class TextModel(nn.Module):
         if classes:
             width = words.get_parameter("weight").shape[1]
             with torch.random.fork_rng(devices=[]):  # the values are set below
-                self.head = nn.Linear(width, classes)
+                self.head = nn.Linear(width, classes, bias=False)
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)
         # The same modules without the first layers; in a tuple, so that they do not count twice.

@@ -13,7 +13,8 @@ from shared.texts import write_base, write_letters
 from torch import Tensor, nn
 
 from fedveil.base.refusal import Refusal
-from fedveil.text.exports import lora_of, merged_weight, write_merged, write_peft
+from fedveil.text.base import open_base
+from fedveil.text.exports import lora_of, merged_weight, padding, write_merged, write_peft
 from fedveil.text.model import TextModel
 from fedveil.text.task import TextTask, load
 
@@ -131,12 +132,71 @@ def test_damaged_or_renamed_weights_are_refused(
         write_merged(tmp_path, task, model, ROWS)
 
 
-def test_a_head_of_classes_is_refused(tiny_base: Path, tmp_path: Path) -> None:
-    task, model = trained(tiny_base, "lora", label="mood", labels=["calm", "glad"])
-    for write in (write_peft, write_merged):
-        with pytest.raises(Refusal, match="takes no head of classes with a bias"):
-            write(tmp_path, task, model, ROWS)
-    assert not [*tmp_path.iterdir()]
+def classifier(base: Path, bits: int = 32) -> tuple[TextTask, TextModel, Tensor]:
+    """Return a task with three classes, its model, and texts of 5 to 9 tokens that end with the end token."""
+    labels = ["calm", "glad", "grey"]
+    task, model = trained(base, "ffa", bits, label="mood", labels=labels)
+    tokens = TOKENS.clone().clamp(min=2)
+    tokens[0, 8], tokens[1, 5:] = task.base.end, task.base.end
+    return task, model, tokens
+
+
+@torch.no_grad()
+def scores_by_transformers(model: Any, tokens: Tensor, end: int) -> Tensor:
+    """Return the scores of each text alone, without padding."""
+    texts = [row[: 1 + (row == end).int().argmax()] for row in tokens]
+    return torch.cat([model.eval()(input_ids=text[None]).logits for text in texts])
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_peft_loads_a_head_of_classes(tiny_base: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    task, model, tokens = classifier(tiny_base)
+    write_peft(tmp_path, task, model, ROWS)
+    base: Any = AutoModelForSequenceClassification.from_pretrained(tiny_base, num_labels=3)
+    scores = scores_by_transformers(PeftModel.from_pretrained(base, tmp_path), tokens, task.base.end)
+    torch.testing.assert_close(scores, model(tokens), rtol=1e-4, atol=1e-5)
+    assert scores.abs().max() > 0.5
+    card = (tmp_path / "README.md").read_text()
+    assert "AutoModelForSequenceClassification" in card and "- Classes: 0 calm, 1 glad, 2 grey" in card
+
+
+@pytest.mark.parametrize("bits", [32, 4])
+def test_a_merged_classifier_gives_the_same_scores(
+    bits: int, tiny_base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import LlamaForSequenceClassification
+
+    task, model, tokens = classifier(tiny_base, bits)
+    assert write_merged(tmp_path, task, model, ROWS)["largest_difference"] < {32: 1e-4, 4: 0.05}[bits]
+    assert "Loading weights" not in capfd.readouterr().err
+    loaded: Any = LlamaForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float32)
+    tolerance = {32: 1e-4, 4: 0.05 * float(model(tokens).detach().abs().max())}[bits]
+    scores = scores_by_transformers(loaded, tokens, task.base.end)
+    torch.testing.assert_close(scores, model(tokens), rtol=0, atol=tolerance)
+    assert loaded.config.id2label == {0: "calm", 1: "glad", 2: "grey"}
+
+
+def test_padding_of_a_classifier_is_no_end_token(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    assert padding(open_base(str(base))) is None
+    plan = json.loads((base / "tokenizer.json").read_text())
+    for number, word in ((298, "beyond the vocabulary"), (1, "!")):
+        plan["added_tokens"].append({**plan["added_tokens"][0], "id": number, "content": word})
+    (base / "tokenizer.json").write_text(json.dumps(plan))
+    task, model, tokens = classifier(base)
+    (tmp_path / "out").mkdir()
+    write_merged(tmp_path / "out", task, model, ROWS)
+    from transformers import AutoModelForSequenceClassification
+
+    loaded: Any = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    assert loaded.config.pad_token_id == padding(task.base) == 1
+    ends = (tokens == task.base.end).int().cumsum(1) > 1
+    with torch.no_grad():  # both texts at once
+        scores = loaded(input_ids=tokens.masked_fill(ends, 1)).logits
+    torch.testing.assert_close(scores, model(tokens), rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
