@@ -142,6 +142,55 @@ BEYOND: dict[str, str] = {
     "a model that mixed a step's examples trains on": PRECONDITION,
     "a report promises what mixed examples have refuted": PRECONDITION,
     "an odd example decides whether independence is measured": PRECONDITION,
+    **dict.fromkeys(
+        (
+            "a base of other weights is the same base",
+            "devices agree on the base of their texts alone",
+            "frozen factors are other ones at each device",
+            "ffa trains its frozen factor",
+            "stored states are those of another model",
+            "a head that scales its logits is taken for a product",
+            "what follows a text is learned",
+            "a text that is not cut has no end",
+            "a class is read in the padding",
+            "stored states overflow",
+        ),
+        "another model is trained, and noised as claimed",
+    ),
+    **dict.fromkeys(
+        (
+            "adapters of a run are put on another base",
+            "an export forgets the scale of its adapters",
+            "a merged model of other outputs is exported",
+            "a written text steers the terminal",
+        ),
+        "what is made of a model after the run, which an audit of the run does not see",
+    ),
+    "a text has no person": PERSONS,
+    **dict.fromkeys(
+        (
+            "real texts are held out",
+            "classes of real texts are published",
+        ),
+        "leaves beside the sum, where an audit of sums does not look",
+    ),
+    "texts of one writer are trained on and held out": EVALUATED,
+    **dict.fromkeys(
+        (
+            "the logits of a text are whole in memory",
+            "a copy that moves takes the base along",
+        ),
+        "memory of a device, and no number that is released",
+    ),
+    **dict.fromkeys(
+        (
+            "a code is planted at one client alone",
+            "codes are planted in real texts",
+            "a code's last digit has no loss",
+        ),
+        ITSELF,
+    ),
+    "a file that is no text is left out in silence": CONFIGURED,
     "gain forgotten": WORSE,
     "what rounding leaves out of a model is lost": WORSE,
     "a device trains on whatever a difference makes": WORSE,

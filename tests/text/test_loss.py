@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fedveil.text import loss
-from fedveil.text.loss import IGNORED, mean_loss, scores
+from fedveil.text.loss import IGNORED, mean_loss, products, scores
 
 PEAK = """
 import resource, sys
@@ -100,6 +100,20 @@ def test_a_loss_does_not_depend_on_other_texts() -> None:
     together = scores(hidden, head, targets).nats
     alone = torch.cat([scores(hidden[[n]], head, targets[[n]]).nats for n in range(5)])
     assert torch.equal(together, alone)
+
+
+def test_logits_are_computed_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def counted(states: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(states))
+        return products(states, head)
+
+    monkeypatch.setattr(loss, "products", counted)
+    monkeypatch.setattr(loss, "LOGIT_BYTES", 4 * 50 * 16)
+    hidden, head, targets = example()
+    scores(hidden.repeat(4, 1, 1), head, targets.repeat(4, 1))
+    assert len(sizes) > 4 and set(sizes) == {16}
 
 
 def test_logits_are_never_whole_in_memory() -> None:

@@ -163,6 +163,10 @@ def test_texts_end_with_a_token_and_are_cut(letters: Path, tiny_base: Path) -> N
         assert row == (long.base.tokenizer.encode(text).ids + 12 * [long.base.end])[:12]
     assert torch.equal(cut, tokens[:, :4])
     assert torch.equal(targets[:, :3], cut[:, 1:]) and (targets[:, 3] == -100).all()
+    whole = loaded(letters, tiny_base, cache="none", tokens=40)
+    tokens, targets = rows_of(whole.client_data(0))
+    lengths = [len(whole.base.tokenizer.encode(text).ids) for text in texts_of(whole, tokens)]
+    assert (targets != -100).sum(1).tolist() == lengths, "the end is learned too"
 
 
 def test_equal_texts_are_held_out_by_themselves(tmp_path: Path, tiny_base: Path) -> None:
