@@ -156,6 +156,25 @@ class FinishedRun:
 
         return predictions(self.model, self._task(), data, "accuracy" in self.metrics)
 
+    def generate(self, text: str, *, tokens: int = 64, temperature: float = 0.8, seed: int = 0) -> str:
+        """Return what the language model of a run with `task=text` writes after a text.
+
+        If `epsilon` is infinite, it may repeat clients' texts word by word.
+
+        Args:
+            text: beginning, which is not returned.
+            tokens: largest number of tokens, at least 1; the model may end the text before.
+            temperature: randomness of the choice of a token, at least 0; with 0 it is the likeliest one.
+            seed: equal seeds give equal texts; 0 or above.
+
+        Raises:
+            Refusal: the run has another task or classifies texts, or a value is out of its range.
+        """
+        require_extra("text", "a generated text")
+        from .text.generate import Decoding, continuation
+
+        return "".join(continuation(self.model, self._task(), text, Decoding(tokens, temperature, seed)))
+
     def plot(self) -> Figure:
         """Return accuracy and epsilon against rounds, and epsilon against delta, as curve.png shows them.
 

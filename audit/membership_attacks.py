@@ -9,7 +9,7 @@ only detect this difference.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
+from torch.utils.data import ConcatDataset
 
 from ..base.refusal import Refusal
 from ..client.training.sgd import train
@@ -30,7 +31,7 @@ from ..run.build import build
 from ..run.files import MODEL
 from ..tasks.arrays import load_arrays
 from ..tasks.batch_memory import AUTO, answers
-from ..tasks.data import Examples, data_of, held_out_of, in_tensors, joined, only
+from ..tasks.data import Data, Examples, LazyExamples, data_of, held_out_of, joined, only
 from ..tasks.mislabelled import losses_of
 from ..tasks.protocol import Task
 from ..tasks.tables import Tables
@@ -58,19 +59,19 @@ class Attacked:
     task: Task
     training: LocalTraining
     model: torch.nn.Module
-    records: Examples
+    records: Data
     members: int
-    spare: Examples
-    population: Examples
+    spare: Data
+    population: Data
 
-    def reference(self, examples: Examples, number: int) -> torch.nn.Module:
+    def reference(self, examples: Data, number: int) -> torch.nn.Module:
         """Return a model trained on these examples alone, without privacy; its number, from 0, gives the seed."""
         model = self.task.model()
         torch.default_generator.manual_seed(SEED + number)
         train(model, self.task, examples, self.training, number, key=SEED)
         return model
 
-    def likelihoods(self, model: torch.nn.Module, examples: Examples) -> Scores:
+    def likelihoods(self, model: torch.nn.Module, examples: Data) -> Scores:
         """Return the likelihood of each example's target under a model, shape (n,)."""
         return np.exp(-losses_of(self.task, model, examples))
 
@@ -84,7 +85,7 @@ def by_rmia(attacked: Attacked, shadows: int) -> Scores:
     """Score by RMIA with one reference model, trained on neither the attacked records nor the population."""
     reference = attacked.reference(attacked.spare, 0)
 
-    def likelihoods(examples: Examples) -> Likelihoods:
+    def likelihoods(examples: Data) -> Likelihoods:
         """Return the likelihoods under the target and under the reference model."""
         target, other = (attacked.likelihoods(model, examples) for model in (attacked.model, reference))
         return Likelihoods(target, other)
@@ -123,26 +124,25 @@ def by_art(attacked: Attacked, shadows: int) -> Scores:
     except ImportError:
         raise Refusal("membership", "art", "install fedveil[mia], or give loss, rmia or lira") from None
     reference = attacked.reference(attacked.spare, 0)
-    members, others = (_classes(reference, each) for each in (attacked.spare, attacked.population))
-    count = members.shape[1]
-    answers = estimators.BlackBoxClassifier(np.zeros, (1,), count)  # never called: `infer` gets its answers
-    forest = inference.MembershipInferenceBlackBox(answers, attack_model_type="rf")
+    members, labels = _classes(reference, attacked.spare)
+    others, other_labels = _classes(reference, attacked.population)
+    # Its function is never called: `infer` gets the answers.
+    black_box = estimators.BlackBoxClassifier(np.zeros, (1,), members.shape[1])
+    forest = inference.MembershipInferenceBlackBox(black_box, attack_model_type="rf")
     forest.attack_model.set_params(random_state=SEED)
-    labels = [each.targets.numpy() for each in (attacked.spare, attacked.population, attacked.records)]
-    forest.fit(pred=members, y=labels[0], test_pred=others, test_y=labels[1])
-    scores = forest.infer(
-        None, labels[2], pred=_classes(attacked.model, attacked.records), probabilities=True
-    )
+    forest.fit(pred=members, y=labels, test_pred=others, test_y=other_labels)
+    predictions, attacked_labels = _classes(attacked.model, attacked.records)
+    scores = forest.infer(None, attacked_labels, pred=predictions, probabilities=True)
     return np.asarray(scores, np.float64)[:, 0]
 
 
 @torch.no_grad()
-def _classes(model: torch.nn.Module, examples: Examples) -> NDArray[np.float32]:
-    """Return the probability of each class, shape (n, classes)."""
-    outputs = next(answers(model.eval(), examples, AUTO))[0]
-    if outputs.ndim != 2 or examples.targets.ndim != 1:
+def _classes(model: torch.nn.Module, examples: Data) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return the probability of each class, shape (n, classes), and the labels, shape (n,)."""
+    outputs, targets = map(torch.cat, zip(*answers(model.eval(), examples, AUTO), strict=True))
+    if outputs.ndim != 2 or targets.ndim != 1:
         raise Refusal("membership", "art", "this task has no classes; give loss, rmia or lira")
-    return outputs.softmax(dim=1).numpy()
+    return outputs.softmax(dim=1).numpy(), targets.numpy()
 
 
 # Each returns a score for each attacked record, larger for likelier members; lira alone uses the number of shadow models.
@@ -206,23 +206,21 @@ def attack_on(folder: Path, epochs: int) -> Attacked:
     if not task.simulated:
         remedy = "its data are real: only its owner may attack a record"
         raise Refusal("audit", str(folder), remedy)
-    remedy = "nothing else is attacked yet; give such a task"
-    held_out, *client_examples = (
-        in_tensors(data, "membership", str(folder), remedy)
-        for data in (held_out_of(task), *(data_of(task, client) for client in range(task.num_clients)))
-    )
-    inputs = torch.cat([each.inputs for each in client_examples])
-    targets = torch.cat([each.targets for each in client_examples])
+    inside = concatenated([data_of(task, client) for client in range(task.num_clients)], folder)
+    held_out = concatenated([held_out_of(task)], folder)
     tables = getattr(task, "task", task)  # a task with planted examples contains its own
-    if isinstance(tables, Tables):  # a target may encode a group too, which would betray members
-        targets = tables.labels(targets)
+    if isinstance(tables, Tables) and isinstance(inside, Examples):
+        # A target may encode a group too, which would betray members.
+        inside = replace(inside, targets=tables.labels(inside.targets), groups=None)
     generator = np.random.default_rng(SEED)
-    members, spare = _halves(Examples(inputs, targets), generator)
+    members, spare = _halves(inside, generator)
     others, population = _halves(held_out, generator)
     model = task.model()
     load_arrays(model, arrays)
     training = _reference_training(settings.local_training, epochs)
-    return Attacked(task, training, model, joined([members, others]), len(members), spare, population)
+    return Attacked(
+        task, training, model, concatenated([members, others], folder), len(members), spare, population
+    )
 
 
 def _reference_training(training: LocalTraining, epochs: int) -> LocalTraining:
@@ -234,7 +232,25 @@ def _reference_training(training: LocalTraining, epochs: int) -> LocalTraining:
     return replace(training, local_epochs=epochs, batch_size=batch_size, optimizer=optimizer)
 
 
-def _halves(examples: Examples, generator: np.random.Generator) -> tuple[Examples, Examples]:
+def concatenated(parts: Sequence[Data], folder: Path) -> Data:
+    """Concatenate data without persons, of clients or of samples; refuse those that are not read in one way.
+
+    Args:
+      parts: examples in memory, or read on access with the same fields, transform and collate.
+      folder: of the run, for a refusal.
+    """
+    in_memory = [replace(part, persons=None, groups=None) for part in parts if isinstance(part, Examples)]
+    on_access = [replace(part, persons=None) for part in parts if isinstance(part, LazyExamples)]
+    if not on_access:
+        return joined(in_memory)
+    first, *others = on_access
+    if in_memory or any(replace(part, dataset=first.dataset) != first for part in others):
+        remedy = "its clients read their data in different ways, and only one way is attacked"
+        raise Refusal("membership", str(folder), remedy)
+    return replace(first, dataset=ConcatDataset([part.dataset for part in on_access]))
+
+
+def _halves(examples: Data, generator: np.random.Generator) -> tuple[Data, Data]:
     """Return two disjoint random samples of the same size, of at most MAX_RECORDS examples each."""
     order = generator.permutation(len(examples))[: 2 * MAX_RECORDS]
     return only(examples, order[: len(order) // 2]), only(examples, order[len(order) // 2 :])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache, partial, wraps
 from pathlib import Path
@@ -434,7 +434,7 @@ def _data(records: Sequence[TextRecord], base: Base, form: TextForm, cached: boo
 def _examples(items: Sequence[Item], base: Base, form: TextForm, cached: bool) -> Data:
     """Return texts as examples without persons; arguments as of `_data`."""
     if cached:
-        return LazyExamples(items, collate=partial(_cached_batch, base=base, form=form))
+        return LazyExamples(items, collate=_collate(base, form))
     return Examples(*_rows(items, base, form))
 
 
@@ -457,6 +457,12 @@ def _rows(items: Sequence[Item], base: Base, form: TextForm) -> tuple[Tensor, Te
     if form.labels:
         return rows, torch.tensor(codes, dtype=torch.int64)
     return rows, targets_of(rows, torch.tensor(list(map(len, texts)), dtype=torch.int64))
+
+
+@lru_cache(maxsize=4)
+def _collate(base: Base, form: TextForm) -> Callable[[list[Item]], tuple[Tensor, Tensor]]:
+    """Return the function that makes a batch of hidden states, one object for all clients, whose data can be joined."""
+    return partial(_cached_batch, base=base, form=form)
 
 
 def _cached_batch(items: Sequence[Item], base: Base, form: TextForm) -> tuple[Tensor, Tensor]:

@@ -2,18 +2,29 @@
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from shared.runs import run_quietly
 from torch import nn
+from torch.utils.data import default_collate
 
-from fedveil.audit.membership_attacks import ATTACKS, Attacked, attack_on, by_loss, measure_attack, membership
+from fedveil.audit.membership_attacks import (
+    ATTACKS,
+    Attacked,
+    attack_on,
+    by_loss,
+    concatenated,
+    measure_attack,
+    membership,
+)
 from fedveil.base.refusal import Refusal
 from fedveil.client.training.sgd import train
 from fedveil.configs.settings import settings_from_overrides
@@ -21,6 +32,7 @@ from fedveil.messages.local_training import LocalTraining
 from fedveil.simulations.simulate import simulate
 from fedveil.tasks import Examples
 from fedveil.tasks.classification import classification
+from fedveil.tasks.data import LazyExamples
 from fedveil.tasks.partition import Partition
 
 HAS_ART = find_spec("art") is not None
@@ -72,6 +84,34 @@ def test_a_model_that_never_trained_tells_nothing(attack: str) -> None:
     scores = ATTACKS[attack](attacked(0), 4)
     area = measure_attack(scores[:RECORDS], scores[RECORDS:])["AUC"]
     assert area.low < 0.55 and area.high > 0.45
+
+
+def read_on_access(examples: Examples, collate: Callable[[list[Any]], Any]) -> LazyExamples:
+    return LazyExamples([*zip(examples.inputs, examples.targets, strict=True)], collate=collate)
+
+
+def test_data_read_on_access_are_attacked(tmp_path: Path) -> None:
+    one = attacked(40)
+    parts = [read_on_access(each, default_collate) for each in (one.records, one.spare, one.population)]
+    other = replace(one, records=concatenated(parts[:1], tmp_path), spare=parts[1], population=parts[2])
+    for attack in ("loss", "rmia", "lira"):
+        assert np.allclose(ATTACKS[attack](other, 2), ATTACKS[attack](one, 2), atol=1e-5)
+    whole = concatenated(parts[:2], tmp_path)
+    rows = torch.arange(len(whole))
+    assert torch.equal(whole.batch(rows)[0], torch.cat([one.records.inputs, one.spare.inputs]))
+
+
+def test_data_that_are_read_in_several_ways_are_refused(tmp_path: Path) -> None:
+    spare = attacked(0).spare
+    lazy = read_on_access(spare, default_collate)
+    others = (
+        spare,
+        replace(lazy, collate=lambda items: default_collate(items)),
+        replace(lazy, transform=print),
+    )
+    for other in others:
+        with pytest.raises(Refusal, match="read their data in different ways, and only one way is attacked"):
+            concatenated([lazy, other], tmp_path)
 
 
 def test_the_command_attacks_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import torch
 from conftest import Commands
 from shared.texts import write_letters
 
+import fedveil as fv
 from fedveil.base.refusal import Refusal
 from fedveil.text.base import open_base
 from fedveil.text.generate import Decoding, continuation, lines_of, plain
@@ -139,5 +140,10 @@ def test_the_command_writes_and_warns_without_a_promise(
     code, done = commands.run("generate", "run", START, "--tokens", "9")
     assert code == 0 and done.out.startswith(START) and max(map(len, done.out.splitlines())) <= 80
     assert done.err.startswith("warning: no epsilon is known for this model") and "clients' texts" in done.err
+    loaded = fv.load(commands.folder / "run")
+    text = loaded.generate(START, tokens=9)
+    assert "".join(lines_of([START, text])).rstrip() == done.out.rstrip()
+    with pytest.raises(Refusal, match="must be at least 1"):
+        loaded.generate(START, tokens=0)
     code, done = commands.run("generate", "run", START, "--base", str(letters))
     assert code == 2 and done.err.startswith(f"task.base='{letters}': has no config.json")

@@ -12,9 +12,10 @@ from shared.texts import letter, write_base, write_letters
 from torch.nn.functional import cross_entropy
 
 import fedveil as fv
+from fedveil.audit.membership_attacks import attack_on, by_loss
 from fedveil.base.refusal import Refusal
 from fedveil.tasks.arrays import agreement_of, dimension_of
-from fedveil.tasks.data import Data
+from fedveil.tasks.data import Data, LazyExamples
 from fedveil.tasks.protocol import PredictingTask, SizedTask
 from fedveil.text import task as texts
 from fedveil.text.base import open_base
@@ -287,6 +288,9 @@ def test_a_run_trains_predicts_and_loads(letters: Path, tiny_base: Path, tmp_pat
         metrics = task.derived(task.metrics(run.model(inputs), targets))
     assert metrics["perplexity"] == pytest.approx(run.metrics["perplexity"], rel=1e-4)
     assert open_base(str(tiny_base)).digest == digest
+    found = attack_on(tmp_path / "run", 1)
+    assert isinstance(found.records, LazyExamples) and len(found.records) == found.members + len(inputs) // 2
+    assert len(by_loss(found, 0)) == len(found.records)
     write_base(tmp_path / "other", layers=3)
     with pytest.raises(Refusal, match="is not the language model of this run; name that one"):
         texts.read_form(tmp_path / "run" / "text.json", open_base(str(tmp_path / "other")))
