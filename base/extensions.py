@@ -32,6 +32,9 @@ TABLE = {
     ("task", "census"): "tasks.shipped.census",
     ("task", "star"): "tasks.shipped.star",
     ("task", "text"): "text.task",
+    ("group of text", "adapter"): "text.settings:AdapterSettings",  # configs/compose.py
+    ("device data", "csv"): "tasks.tables:SHARED",  # deployment/device/client_bundle.py
+    ("device data", "text"): "text.files:SHARED",
     ("export of text", "peft"): "text.exports:write_peft",  # export/export.py
     ("export of text", "merged"): "text.exports:write_merged",
     ("link", "grpc"): "deployment.link_grpc",  # deployment/open_link.py, deployment/device/agent.py

@@ -206,8 +206,7 @@ def _load_device(bundle: Path, allow_modules: tuple[str, ...], keys: Mapping[str
     from torch import nn
 
     from ..base.bounded_decoding import read_json
-    from ..configs.bundle_files import SCHEMA
-    from ..deployment.device.client_bundle import OWN_FILES, TABLES, TEXTS
+    from ..deployment.device.client_bundle import OWN_FILES
     from ..run.released import model_of
     from ..tasks import load_task
     from ..tasks.arrays import agreement_of, load_arrays
@@ -224,14 +223,9 @@ def _load_device(bundle: Path, allow_modules: tuple[str, ...], keys: Mapping[str
             model = nn.Linear(*arrays["weight"].shape[::-1])
             load_arrays(model, arrays)
             return LoadedModel(model.eval(), None, True)
-    options = {**choice.options, **choice.args}
-    if choice.name == TABLES:
-        options["schema"] = str(bundle / str(choice.options.get("schema", SCHEMA)))
-        if metadata.get("moments"):  # means and deviations by which the run scaled inputs
-            options["moments"] = read_json(metadata["moments"])
-    if choice.name == TEXTS:
-        options["base"] = str(bundle / str(choice.options.get("base", "")))
-    options |= keys
+    options = {**choice.options, **choice.args, **choice.shared(bundle), **keys}
+    if metadata.get("moments"):  # means and deviations by which the run scaled inputs
+        options["moments"] = read_json(metadata["moments"])
     task = load_task(choice.target or choice.name or "", options, (*choice.allow_modules, *allow_modules))
     # The run agreed on a hash of schema and arrays; with another schema the model's inputs would mean something else.
     if metadata.get("agreement") and metadata["agreement"] != agreement_of(task):

@@ -35,6 +35,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from ..base.extensions import TABLE
 from ..base.refusal import Refusal
 from ..messages.local_training import OPTIMIZERS
 from . import overrides as lint
@@ -49,7 +50,10 @@ SHIPPED_CONFIGS = "pkg://fedveil.configs"
 BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
 PRIMARY = "config"
 CONSTRUCTOR_ARGUMENTS = ("task.args.", "strategy.parameters.", "partition.args.")  # prefixes of their keys
-ADAPTER_CHOICE, ADAPTER_KEY = re.compile(r"^(task\.)?adapter="), re.compile(r"^adapter\.")
+OF_TASK = "group of "  # extension point of the groups of a task
+TASK_OF_GROUP = {name: point.removeprefix(OF_TASK) for point, name in TABLE if point.startswith(OF_TASK)}
+TASK_GROUP = re.compile(rf"^(?:task\.)?({'|'.join(TASK_OF_GROUP)})(=|\.)")
+PATHS = {"=": "{0}@task.{0}=", ".": "task.{0}."}  # of a choice in such a group, and of a key
 VERSION_BASE = "1.3"
 # Errors of Hydra, OmegaConf and the YAML parser for a file or a key that cannot be composed.
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, *lint.READING_ERRORS)
@@ -114,12 +118,10 @@ _store_models()
 def allow_arguments(argv: Sequence[str]) -> list[str]:
     """Return a command line as Hydra reads it.
 
-    ++ stands before each argument of a user's class, a key that no shipped file can have. The group `adapter` and its
-    keys get their path within the task.
+    ++ stands before each argument of a user's class, a key that no shipped file can have. Groups of a task, such as
+    `adapter`, and their keys get their path within the task.
     """
-    argv = [
-        ADAPTER_KEY.sub("task.adapter.", ADAPTER_CHOICE.sub("adapter@task.adapter=", each)) for each in argv
-    ]
+    argv = [TASK_GROUP.sub(lambda match: PATHS[match[2]].format(match[1]), each) for each in argv]
     return [f"++{each}" if each.startswith(CONSTRUCTOR_ARGUMENTS) else each for each in argv]
 
 
@@ -327,7 +329,8 @@ def _refusal_of(name: str, error: Exception) -> Refusal:
         return Refusal("config", name, "refers to itself")
     if group := re.search(r"Could not override '([\w/@.]+)'", str(error)):
         remedy = "is no group of this verb; its --help lists those that are"
-        if group[1].startswith("adapter@"):
-            remedy = "is a part of a language model's task; add task=text"
-        return Refusal("override", group[1].partition("@")[0], remedy)
+        name = group[1].partition("@")[0]
+        if name in TASK_OF_GROUP:
+            remedy = f"is a group of another task; add task={TASK_OF_GROUP[name]}"
+        return Refusal("override", name, remedy)
     return Refusal("config", name, " ".join(str(error).split()) or type(error).__name__)

@@ -31,6 +31,7 @@ from .table_files import clients_of, read_columns, read_groups, read_persons, re
 from .table_schema import Schema, plain, read_schema
 
 MODELS = ("linear", "mlp", "gam")
+SHARED = ("schema", SCHEMA)  # key of what all devices' tasks share, and its default in a bundle
 SPLIT_KEY = 920  # of the hash that holds rows out; public, and the same everywhere
 
 

@@ -15,6 +15,7 @@ from typing import Any, cast
 from ..base.bounded_decoding import Undecodable, read_json
 from ..base.refusal import Refusal, unreadable
 
+SHARED = ("base", "")  # key of what all devices' tasks share, the language model, and its default in a bundle
 SUFFIXES = (".txt", ".jsonl")
 LONGEST = 1 << 20  # bytes of a .txt file or of a line of .jsonl: 200 000 words, far beyond any context
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"

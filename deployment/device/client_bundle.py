@@ -16,6 +16,7 @@ from typing import Annotated, Any, NamedTuple, cast
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ...base.durable_files import replace_file, sync_folder
+from ...base.extensions import extension, names
 from ...base.refusal import Form, OneOf, Range, Refusal, refusing
 from ...configs.bundle_files import (
     ROLLOVERS,
@@ -49,8 +50,9 @@ DEVICE_FILE, POLICY = OWNERS = ("client.toml", "policy.toml")  # which a new enr
 CA = "ca.pem"
 REPLACING = "replacing"  # folder of a new bundle, complete, by which every reader replaces the old one
 KINDS = ("linear",)
-TABLES, TEXTS = "csv", "text"  # tasks on the device's own tables or texts
-OWN_FILES = (TABLES, TEXTS)
+TABLES = "csv"
+OWN_DATA = "device data"  # extension point of tasks on the device's own file or folder
+OWN_FILES = names(OWN_DATA)
 HOUR = "([01][0-9]|2[0-3])"
 HOURS = Form(f"{HOUR}-{HOUR}", "must be two hours of the day, for instance 22-06")
 _IDENTIFIER = r"[^\W\d]\w*"
@@ -114,6 +116,13 @@ class TaskChoice:
     allow_modules: tuple[Annotated[str, MODULE], ...] = ()
     options: Mapping[str, Annotated[Any, OPTION]] = field(default_factory=dict[str, Any])
     args: Mapping[str, Annotated[Any, ARGUMENT]] = field(default_factory=dict[str, Any])
+
+    def shared(self, folder: Path) -> dict[str, str]:
+        """Return the path in a bundle of what all devices' tasks share, by its key; nothing of a task without own data."""
+        if self.name not in OWN_FILES:
+            return {}
+        key, default = extension(OWN_DATA, str(self.name), "task.name", self.name)
+        return {key: str(folder / str(self.options.get(key, default)))}
 
     def rules(self) -> Iterator[tuple[str, str]]:
         """Yield a key and a remedy for each rule between keys that is broken."""

@@ -26,7 +26,6 @@ from ...base.durable_files import replace_file
 from ...base.refusal import Refusal, disk_failed, disk_remedy
 from ...client.private_update import NotTrained, or_unchanged, private_update
 from ...client.secure_update import STATE, STATE_RECORD, secure_update
-from ...configs.bundle_files import SCHEMA
 from ...links.attestation import with_nonce
 from ...links.log_wire import log_of
 from ...messages import wire
@@ -41,7 +40,7 @@ from ...privacy.secagg.transcript import AttemptTerms
 from ...privacy.statistics.evaluation import Evaluation
 from ...questions.answers import answer_evaluation, answer_inquiry
 from ...questions.wire import question_of, released_of
-from .client_bundle import OWN_FILES, TABLES, TEXTS, ClientBundle, DeviceFile, renew_roster
+from .client_bundle import OWN_FILES, ClientBundle, DeviceFile, renew_roster
 from .device_ledger import DeviceLedger
 from .eligibility import ROOT, obstacle
 from .last_model import FILE, LastModel
@@ -288,9 +287,7 @@ def read_device(bundle: ClientBundle) -> Device:
     """
     choice, client, own_options = bundle.settings.task, bundle.settings.task.client, dict[str, str]()
     if choice.name in OWN_FILES:  # each device has one file, or one folder of files, of its own
-        key, default = {TABLES: ("schema", SCHEMA), TEXTS: ("base", "")}[choice.name]
-        shared = bundle.folder / str(choice.options.get(key, default))
-        own_options = {"data": str(bundle.folder / str(choice.data)), key: str(shared)}
+        own_options = {"data": str(bundle.folder / str(choice.data)), **choice.shared(bundle.folder)}
         client = 0
     settings = ClientSettings(
         choice.target or choice.name or choice.kind or "",

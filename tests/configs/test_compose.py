@@ -175,7 +175,5 @@ def test_the_adapter_is_chosen_within_the_task() -> None:
     keys = {"name": "text", "folder": "letters", "base": "model", "adapter": {"name": "rxr", "rank": 3}}
     overrides = list(_overrides("task", keys))
     assert settings_of_command(*overrides).task.options["adapter"]["name"] == "rxr"
-    with pytest.raises(
-        Mistakes, match="override='adapter': is a part of a language model's task; add task=text"
-    ):
+    with pytest.raises(Mistakes, match="override='adapter': is a group of another task; add task=text"):
         settings_of_command("adapter=lora")

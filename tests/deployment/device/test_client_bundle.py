@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fedveil.base.refusal import Refusal
 from fedveil.deployment import authority
-from fedveil.deployment.device.client_bundle import read_client_bundle
+from fedveil.deployment.device.client_bundle import TaskChoice, read_client_bundle
 from fedveil.deployment.device.commands import state_of
 from fedveil.deployment.device.enrolment import read_request, write_request
 from fedveil.deployment.provision import provision
@@ -343,3 +343,17 @@ def test_one_key_is_one_clients_for_ever(desk: Path) -> None:
                 ),
             ]
         )
+
+
+def test_what_devices_share_lies_in_the_bundle(tmp_path: Path) -> None:
+    choices = (
+        TaskChoice(name="csv", data="rows.csv", client=0),
+        TaskChoice(name="text", data="letters", client=0, options={"base": "model.gguf", "tokens": 9}),
+        TaskChoice(name="digits", client=0),
+    )
+    shared = [each.shared(tmp_path) for each in choices]
+    assert shared == [
+        {"schema": str(tmp_path / "schema.yaml")},
+        {"base": str(tmp_path / "model.gguf")},
+        {},
+    ]
