@@ -6,7 +6,7 @@ import math
 import textwrap
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +25,8 @@ from .files import CLIENTS_LOG
 from .round_lines import format_means
 
 MAX_ROWS = 8
+COLUMNS, INDENT = 80, 2  # of a plain line of a round, and of its continuation
+LARGE = 10  # from which a figure has one decimal
 LINES = 10  # approximate number of lines of a plain log
 
 
@@ -88,15 +90,15 @@ class Display:
             self._live = None
 
     def _plain(self, line: RoundEnd) -> str:
-        """Return a round as text: its figures in one line, and below it a line for each note."""
+        """Return a round as text: its figures in lines of at most `COLUMNS`, and below them a line for each note."""
         row = line.row
         columns = [f"round {line.round:>{len(str(self._run.num_rounds))}}/{self._run.num_rounds}"]
         columns += [f"{name} {_number(value)}" for name, value in held_out(line).items()]
-        columns += [f"{unit} epsilon {text}" for unit, text in self._epsilons(line)]
+        columns += [f"{unit} epsilon {text.replace(' of ', '/')}" for unit, text in self._epsilons(line)]
         if row["replies"] is None:  # the cohort is secret
             columns.append(f"{row['invited']:g} clients planned")
         else:
-            columns.append(f"{row['replies']} of {row['invited']} clients")
+            columns.append(f"{row['replies']}/{row['invited']} clients")
         if row["abandoned"]:
             dropped = sorted((row["dropped"] or {}).items())
             reasons = ", ".join(f"{reason} {count}" for reason, count in dropped)
@@ -109,7 +111,7 @@ class Display:
             notes.append(f"the clients: {format_means(row['evaluation'])}")
         if line.audit and line.audit.fresh(line.round):
             notes += [f"audit: {each}" for each in line.audit.words()]
-        return "\n  ".join(["  ".join(columns), *notes])
+        return "\n  ".join([*_fitted(columns), *notes])
 
     def _epsilons(self, line: RoundEnd) -> list[tuple[str, str]]:
         """Return each unit with its epsilon so far, and its budget if there is one."""
@@ -160,6 +162,18 @@ class Display:
         return bars
 
 
+def _fitted(columns: Sequence[str]) -> list[str]:
+    """Return columns in lines, the first of at most `COLUMNS` and each other one with room for its indentation."""
+    lines = [""]
+    for column in columns:
+        longer = f"{lines[-1]}  {column}".lstrip()
+        if len(longer) <= COLUMNS - INDENT * (len(lines) > 1):
+            lines[-1] = longer
+        else:
+            lines.append(column)
+    return lines
+
+
 def _clients(row: Mapping[str, Any]) -> str:
     """Return the number of clients in a round for the table: replies/invited -dropped, or the planned number."""
     if row["replies"] is None:  # the cohort is secret
@@ -194,7 +208,8 @@ def tuned_line(tuning: Mapping[str, Any] | None) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.4f}" if math.isfinite(value) else str(value)
+    decimals = (4, 1)[abs(value) >= LARGE]
+    return f"{value:.{decimals}f}" if math.isfinite(value) else str(value)
 
 
 def panel(line: ObserverLine) -> RenderableType:

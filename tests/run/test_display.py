@@ -17,9 +17,9 @@ def test_a_round_that_released_nothing_says_so(capsys: pytest.CaptureFixture[str
     display.start(RunStart("run", "title", Path("run"), 2, {"client": 3.0}, {}))
     display.round(ended(1, replies=4, invited=5, dropped={"late": 1}, abandoned=False))
     display.round(ended(2, replies=0, invited=5, dropped={"late": 5}, abandoned=True))
-    first, second = capsys.readouterr().out.splitlines()[1:]
-    assert first.endswith("4 of 5 clients")
-    assert second.endswith("0 of 5 clients  abandoned: nothing was released (late 5)")
+    first, *second = capsys.readouterr().out.splitlines()[1:]
+    assert first.endswith("4/5 clients")
+    assert second[0].endswith("0/5 clients") and second[1] == "  abandoned: nothing was released (late 5)"
 
 
 def test_figures_by_group_do_not_fill_the_line_of_a_round(capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,6 +29,23 @@ def test_figures_by_group_do_not_fill_the_line_of_a_round(capsys: pytest.Capture
     display.round(replace(done, metrics={**done.metrics, "groups/sex=f/accuracy": 0.4}))
     (line,) = capsys.readouterr().out.splitlines()[1:]
     assert "accuracy 0.5000" in line and "groups/" not in line
+
+
+def test_lines_of_a_round_fit_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    display = Display()
+    display.start(RunStart("run", "title", Path("run"), 20, {"record": 3.0}, {}))
+    metrics = {"accuracy": 0.2143, "loss": 5.3268, "perplexity": 205.7714, "bits_per_byte": 2.1221}
+    done = replace(ended(20, replies=40, invited=40, dropped={}, abandoned=False), epsilon={"record": 2.9998})
+    for count in (2, 4):
+        display.round(replace(done, metrics=dict([*metrics.items()][:count])))
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "round 20/20  accuracy 0.2143  loss 5.3268  record epsilon 3.000/3  40/40 clients",
+        "round 20/20  accuracy 0.2143  loss 5.3268  perplexity 205.8",
+        "  bits_per_byte 2.1221  record epsilon 3.000/3  40/40 clients",
+    ]
+    display.round(replace(done, metrics={**metrics, "perplexity": 3500.26, "balanced_accuracy": 0.5}))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and max(map(len, lines)) <= 80 and "perplexity 3500.3" in lines[0]
 
 
 def test_a_display_keeps_no_model(capsys: pytest.CaptureFixture[str]) -> None:
