@@ -29,14 +29,7 @@ TEXTS = (
 )
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def copied(tmp_path: Path, tiny_base: Path) -> Path:
-    return Path(shutil.copytree(tiny_base, tmp_path / "copied"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def test_a_base_has_tokenizer_end_and_configuration(tiny_base: Path) -> None:

@@ -1,7 +1,6 @@
 """Exports give what the run's model gives: PEFT loads the adapters, transformers the merged weights."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 from conftest import Commands
 from safetensors.torch import load_file, save_file
-from shared.texts import write_base, write_letters
+from shared.texts import write_base
 from torch import Tensor, nn
 
 from fedveil.base.refusal import Refusal
@@ -199,14 +198,9 @@ def test_padding_of_a_classifier_is_no_end_token(tmp_path: Path) -> None:
     torch.testing.assert_close(scores, model(tokens), rtol=1e-4, atol=1e-4)
 
 
-@pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("desk")
-    write_letters(folder / "letters")
-    yield folder
-
-
-def test_a_newcomer_goes_from_letters_to_an_adapter(commands: Commands, desk: Path, tiny_base: Path) -> None:
+def test_a_newcomer_goes_from_letters_to_an_adapter(
+    commands: Commands, letters: Path, tiny_base: Path
+) -> None:
     def done(*words: str) -> str:
         code, command = commands.run(*words)
         assert code == 0, command.err
@@ -214,13 +208,13 @@ def test_a_newcomer_goes_from_letters_to_an_adapter(commands: Commands, desk: Pa
         return command.out
 
     keys = (
-        f"task.folder={desk / 'letters'}",
+        f"task.folder={letters}",
         f"task.base={tiny_base}",
         "task.tokens=8",
         "task.simulated=true",
     )
     done("simulate", "task=text", *keys, "num_rounds=1", "adapter=rxr", "hydra.run.dir=first")
-    rows = done("predict", "first", str(desk / "letters" / "client-0.jsonl")).splitlines()
+    rows = done("predict", "first", str(letters / "client-0.jsonl")).splitlines()
     assert rows[0] == "perplexity" and len(rows) == 11
     assert done("generate", "first", "dear friend", "--temperature", "0").startswith("dear friend")
     said = done("export", "first", "--to", "peft")
@@ -232,5 +226,5 @@ def test_a_newcomer_goes_from_letters_to_an_adapter(commands: Commands, desk: Pa
     code, command = commands.run("export", "first", "--to", "onnx")
     assert code == 2
     assert command.err.startswith("--to='onnx': choose one of peft, merged; another does not suit task=text")
-    code, command = commands.run("predict", str(folder), str(desk / "letters" / "client-0.jsonl"))
+    code, command = commands.run("predict", str(folder), str(letters / "client-0.jsonl"))
     assert code == 2 and "holds a model for peft, which other programs read" in command.err

@@ -22,10 +22,7 @@ TOKENS = torch.arange(1, 41).view(2, 20)
 TEXT = "Grüße 日本 🙂, dear friend <|endoftext|> 42"
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def logits(folder: Path) -> torch.Tensor:

@@ -1,7 +1,6 @@
 """Models with weights of 32 to 4 bits are close to the float model, and damaged weights are refused in a sentence."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,7 @@ from fedveil.text.packed import PackedLinear
 TOKENS = torch.arange(1, 41).view(2, 20)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def copied(tmp_path: Path, tiny_base: Path) -> Path:
-    return Path(shutil.copytree(tiny_base, tmp_path / "copied"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def reference(folder: Path, dtype: torch.dtype = torch.float32) -> Any:

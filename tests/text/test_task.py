@@ -33,11 +33,6 @@ MODES = {
 ADAPTER = {"name": "lora", "rank": 2, "layers": 1, "modules": ["q_proj", "down_proj"], "scale": 2.0}
 
 
-@pytest.fixture(scope="session")
-def letters(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_letters(tmp_path_factory.mktemp("desk") / "letters")
-
-
 def loaded(letters: Path, base: Path, **keys: Any) -> TextTask:
     options = {"base_bits": 32, "tokens": 8, "simulated": True, "adapter": ADAPTER, **keys}
     return load(str(letters), str(base), **options)
