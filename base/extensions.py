@@ -18,6 +18,7 @@ TABLE = {
     ("settings", "cost"): "evidence.settings:CostSettings",
     ("settings", "engine"): "engines.settings:ENGINE",
     ("settings", "evaluate"): "questions.settings:EvaluateSettings",
+    ("settings", "personal"): "personal.settings:PERSONAL",
     ("settings", "server"): "deployment.settings:ServerSettings",  # configs/reference.py
     ("task settings", "shipped"): "tasks.shipped.settings:TASKS",  # configs/schema.py
     ("task settings", "text"): "text.settings:TASKS",
@@ -45,6 +46,7 @@ TABLE = {
     ("callback", "wandb"): "run.trackers:WandB",
     ("query", "scaling"): "questions.scaling:SCALING_QUERY",  # run/queries.py
     ("query", "evaluation"): "questions.evaluation:EVALUATIONS",
+    ("query", "personal"): "personal.simulation:PERSONAL_MODELS",
     ("query", "answer"): "questions.client:answer",  # client/app.py
     ("query", "counts"): "questions.answers:counts_of",  # simulations/clients.py
 }

@@ -120,6 +120,12 @@ class _NoEvaluation(_Ignored):
     clients: Annotated[Literal["none"], _only_without("questions")] = "none"
 
 
+class _NotPersonal(_Ignored):
+    """Group personal without models of clients' own."""
+
+    name: Annotated[Literal["none"], _only_without("personal")] = "none"
+
+
 class FederationSettings(Group):
     """Settings common to a simulation and a server."""
 
@@ -148,6 +154,9 @@ class FederationSettings(Group):
     budget: BudgetSettings = BudgetSettings()
     evaluate: Annotated[Group, OfExtension("evaluate", _NoEvaluation)] = Field(
         default_factory=dict, validate_default=True
+    )
+    personal: Annotated[Group, OfExtension("personal", _NotPersonal)] = Field(
+        default_factory=lambda: {"name": "none"}, validate_default=True
     )
     cost: Annotated[Group, OfExtension("cost", _Ignored)] = Field(default_factory=dict, validate_default=True)
     accept_vacuous: bool = False

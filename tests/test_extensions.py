@@ -22,6 +22,7 @@ EXTENSIONS = (
     "evidence",
     "export",
     "links",
+    "personal",
     "questions",
     "tasks/adapters",
     "tasks/shipped",
