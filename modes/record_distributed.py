@@ -151,7 +151,7 @@ class RecordDistributedMode(SumMode):
     @property
     def holds_out_apart(self) -> bool:
         """Whether held-out records count as records of a client, so that public sizes do not reveal how many of them train."""
-        return "evaluation" in self.parts.settings.query_fields
+        return not self.parts.settings.query_fields.keys().isdisjoint(("evaluation", "personal"))
 
     def evaluation(self, noise_multiplier: float) -> Plan:
         """Return the plan of one evaluation at all clients; refuse it where the unit is a person with several records."""

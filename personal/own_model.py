@@ -18,8 +18,22 @@ from ..tasks.batch_memory import AUTO, answers
 from ..tasks.data import Data, figures_of, mean_figures, only
 from ..tasks.hardware import placed
 from ..tasks.persons import names_of
+from ..tasks.probe import is_large
 from ..tasks.protocol import Task
-from .choice import LOCAL, LOSS, POINTS, SHARED, Choice, FoldMeans, choose, folds_of, shares_of
+from .choice import (
+    EVIDENCE,
+    LOCAL,
+    LOSS,
+    PARTS,
+    POINTS,
+    SHARED,
+    TEMPERATURES,
+    Choice,
+    Evidence,
+    FoldMeans,
+    choice_of,
+    folds_of,
+)
 from .training import Arrays, OwnTraining, Precision, train_local, train_own
 
 
@@ -79,28 +93,89 @@ def own_model(
     """
     if not len(rows.training) or not len(rows.held_out):
         return shared, Choice(SHARED, 0.0, 0, {})
-    device = next(model.parameters()).device
-    training, folds = placed(rows.training, device), _folds(rows.held_out, device)
+    bench = _Bench(task, model, shared, own, key, evaluation)
+    folds = bench.placed(rows.held_out, folds_of(len(rows.held_out), _persons(rows.held_out)))
     counts = np.array([len(each) for each in folds], float)
-    train_own(task, model, training, shared, own, key, evaluation.precision)
-    trained = read_arrays(model)
-    measured = dict[float, FoldMeans]()
-
-    def measure(share: float) -> FoldMeans:
-        if share not in measured:
-            for name, value in trained.items():
-                load_arrays(model, {name: _between(shared[name], value, share)})
-            measured[share] = _measure(task, model, folds, evaluation)
-        return measured[share]
-
-    shares = shares_of([measure(share) for share in POINTS], counts)
-    for share in (shares[0], *shares[1]):
-        measure(share)
+    parts, weights = bench.cross_validated(rows)
+    training = placed(rows.training, bench.device)
+    local = bench.local(training, folds)
+    trained = bench.trained(training)
+    measured = {share: bench.measured(trained, share, folds) for share in POINTS}
+    held_out = np.array([each.losses for each in (*measured.values(), local)])
+    evidence = Evidence(np.concatenate([held_out, *parts], axis=2), np.concatenate([counts, weights]))
+    decisions = [evidence.decide(fold) for fold in range(-1, len(counts))]
+    for share in {each.share for each in decisions} - measured.keys():
+        measured[share] = bench.measured(trained, share, folds)
+    choice = choice_of(counts, decisions, measured, local)
+    if choice.name == LOCAL:
+        train_local(task, model, training, own, key, evaluation.precision)
+        return read_arrays(model), choice
     for name, value in trained.items():
-        trained[name] = _between(shared[name], value, shares[0])
-    train_local(task, model, training, own, key, evaluation.precision)
-    choice = choose(counts, shares, measured, _measure(task, model, folds, evaluation))
-    return (read_arrays(model) if choice.name == LOCAL else trained), choice
+        trained[name] = _between(shared[name], value, choice.share)
+    return trained, choice
+
+
+@dataclass(frozen=True, eq=False)
+class _Bench:
+    """What training and measuring a client's models have in common; attributes as of `own_model`."""
+
+    task: Task
+    model: nn.Module
+    shared: Arrays
+    own: OwnTraining
+    key: int
+    evaluation: Evaluation
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return next(self.model.parameters()).device
+
+    def placed(self, data: Data, folds: Sequence[NDArray[np.int64]]) -> list[Data]:
+        """Return the folds of some rows on the device."""
+        return [placed(only(data, fold), self.device) for fold in folds]
+
+    def trained(self, training: Data) -> dict[str, NDArray[np.generic]]:
+        """Return the arrays of the released model after own steps on these rows."""
+        train_own(self.task, self.model, training, self.shared, self.own, self.key, self.evaluation.precision)
+        return read_arrays(self.model)
+
+    def local(self, training: Data, folds: Sequence[Data]) -> FoldMeans:
+        """Return the means of a model of these rows alone."""
+        train_local(self.task, self.model, training, self.own, self.key, self.evaluation.precision)
+        return _measure(self.task, self.model, folds, self.evaluation)
+
+    def measured(self, trained: Arrays, share: float, folds: Sequence[Data]) -> FoldMeans:
+        """Return the means of the model at a share of the way to the trained one."""
+        for name, value in trained.items():
+            load_arrays(self.model, {name: _between(self.shared[name], value, share)})
+        return _measure(self.task, self.model, folds, self.evaluation)
+
+    def cross_validated(self, rows: Rows) -> tuple[list[NDArray[np.float64]], NDArray[np.float64]]:
+        """Return losses as of `Evidence` of parts of the training rows, one each, and the parts' weights.
+
+        There are none where held-out rows suffice, where the training rows have no two parts, and of a large model, whose
+        training would take too long.
+        """
+        lacking, training = EVIDENCE - len(rows.held_out), rows.training
+        parts = folds_of(len(training), _persons(training), PARTS)
+        if lacking <= 0 or len(parts) < 2 or is_large(self.model):
+            return [], np.zeros(0)
+        losses: list[NDArray[np.float64]] = []
+        for part in parts:
+            others = placed(only(training, np.setdiff1d(np.arange(len(training)), part)), self.device)
+            fold = self.placed(training, [part])
+            local = self.local(others, fold)
+            trained = self.trained(others)
+            means = [*(self.measured(trained, share, fold) for share in POINTS), local]
+            losses.append(np.array([each.losses for each in means]))
+        weight = min(1.0, lacking / len(training))
+        return losses, weight * np.array([len(part) for part in parts], float)
+
+
+def _persons(data: Data) -> list[str] | None:
+    """Return the name of each row's person; None if rows are independent."""
+    return None if data.persons is None else names_of(data)
 
 
 def _between(shared: NDArray[Any], trained: NDArray[Any], share: float) -> NDArray[Any]:
@@ -110,23 +185,32 @@ def _between(shared: NDArray[Any], trained: NDArray[Any], share: float) -> NDArr
     return shared + np.asarray(share, shared.dtype) * (trained - shared)
 
 
-def _folds(held_out: Data, device: torch.device) -> list[Data]:
-    """Return the folds of held-out rows on a device."""
-    persons = None if held_out.persons is None else names_of(held_out)
-    return [placed(only(held_out, fold), device) for fold in folds_of(len(held_out), persons)]
-
-
 @torch.no_grad()
 def _measure(task: Task, model: nn.Module, folds: Sequence[Data], evaluation: Evaluation) -> FoldMeans:
     """Return the means of the model's loss and metrics on each fold."""
+    losses: list[list[float]] = []
     figures: list[dict[str, float]] = []
     for fold in folds:
         batches: list[tuple[int, dict[str, float]]] = []
         for outputs, targets in answers(model.eval(), fold, evaluation.limit, evaluation.precision):
+            factors = TEMPERATURES if _are_logits(outputs, targets) else TEMPERATURES[:1]
             with evaluation.precision():
-                loss = float(task.loss(outputs, targets))
-            batches.append((len(targets), {**figures_of(task, outputs, targets), LOSS: loss}))
-        figures.append(mean_figures(batches))
+                tempered = [
+                    float(task.loss(outputs * each if each != 1 else outputs, targets)) for each in factors
+                ]
+            metrics = figures_of(task, outputs, targets)
+            batches.append(
+                (len(targets), metrics | {f"{LOSS} {n}": value for n, value in enumerate(tempered)})
+            )
+        means = mean_figures(batches)
+        losses.append([means.pop(name) for name in [*means] if name.startswith(f"{LOSS} ")])
+        figures.append(means)
     names = {name: None for each in figures for name in each}
     columns = {name: np.array([each.get(name, math.nan) for each in figures]) for name in names}
-    return FoldMeans(columns.pop(LOSS), columns)
+    return FoldMeans(np.array(losses).T, columns)
+
+
+def _are_logits(outputs: Any, targets: torch.Tensor) -> bool:
+    """Return whether outputs are logits of classes, shape (n, classes), and targets the classes, shape (n,)."""
+    are_classes = not targets.is_floating_point() and targets.dim() == 1
+    return are_classes and isinstance(outputs, torch.Tensor) and outputs.dim() == 2

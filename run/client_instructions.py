@@ -117,7 +117,7 @@ def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, An
     seed = seed or 0
     share = held_out_share(settings)
     common: dict[str, Any] = {} if share is None else {HELD_BACK: share}
-    if share is not None and mode_of(settings).sums_records:
+    if share is not None and mode_of(settings).charges_records:
         common[HELD_ALONE] = True
     if settings.group_equal_rows:
         common[GROUP_EQUAL_ROWS] = True

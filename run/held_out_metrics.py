@@ -52,12 +52,17 @@ def evaluator(federation: Federation) -> Callable[[Arrays, int], dict[str, float
     return evaluate
 
 
-def _device_and_model(federation: Federation) -> tuple[torch.device, torch.nn.Module]:
-    """Return the device of evaluations, and the task's model on it, whose arrays are empty until `holding` fills them."""
+def device_here(federation: Federation) -> torch.device:
+    """Return the device on which this process evaluates models."""
     engine = federation.settings.engine
     # A process that has used a GPU cannot fork workers that use it, so with such workers it evaluates on the CPU.
     single = getattr(engine, "workers", 1) == 1
-    device = device_of(engine.device if single else "cpu")
+    return device_of(engine.device if single else "cpu")
+
+
+def _device_and_model(federation: Federation) -> tuple[torch.device, torch.nn.Module]:
+    """Return the device of evaluations, and the task's model on it, whose arrays are empty until `holding` fills them."""
+    device = device_here(federation)
     return device, emptied(federation.task.model().to(device))
 
 

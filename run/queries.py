@@ -103,6 +103,8 @@ class Query:
         the round has no query.
       scores: compares the models of arms, each at its clients, and returns one record for each arm; the number is that of
         the round before.
+      released: acts once the released model is fixed, and returns fields of the result; `metrics` among them join the
+        run's.
     """
 
     first: bool = False
@@ -124,6 +126,7 @@ class Query:
     scores: Callable[[Run, Participants, Reach, Sequence[Arrays], int], list[dict[str, Any]]] = (
         lambda run, participants, reach, models, number: []
     )
+    released: Callable[[Run, Arrays], Mapping[str, Any]] = lambda run, model: {}
 
 
 def queries_of(settings: SimulationSettings) -> tuple[Query, ...]:

@@ -51,6 +51,7 @@ def finish(
     title: str,
     metrics: Mapping[str, float],
     confusion: Sequence[Sequence[int]] | None,
+    fields: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write model, result and curve, close the run and return the result; if one cannot be written, the run has failed.
 
@@ -61,6 +62,7 @@ def finish(
       title: one line above the pictures.
       metrics: metrics of a released model that is an average, or was not measured after its round; else empty.
       confusion: confusion matrix of the released model on public held-out examples; None without classes.
+      fields: fields that queries of the released model add; `metrics` among them join the run's.
     """
     run, costs = progress.run, _costs(progress, used)
     if run.ledger is not None:
@@ -70,7 +72,8 @@ def finish(
     result = _result(progress, ending, costs)
     last = progress.history[-1] if progress.history else {}
     result["early"] = early_of(last, metrics, result["models_averaged"])
-    result["metrics"] |= metrics
+    joined = {**metrics, **fields.get("metrics", {})}
+    result |= {**fields, "metrics": result["metrics"] | joined}
     if confusion is not None:
         result["confusion"] = confusion
     try:

@@ -163,14 +163,22 @@ def run_federation(
         is_new = state.average.models or not run.federation.settings.measures(state.round)
         measured = evaluator(run.federation)(state.model, state.round) if is_new else {}
         title = title_of(progress.run.federation)
-        counts = confusion(run.federation, state.model)
+        counts, fields = confusion(run.federation, state.model), _after_release(progress.run, ending)
         with refusing(federation.population.words.folder, folder, "cannot be read or written"):
-            result = finish(progress, ending, time_since(begin), title, measured, counts)
+            result = finish(progress, ending, time_since(begin), title, measured, counts, fields)
         model = read_only_model(state.model)
         run_end = RunEnd(result["status"], result["reason"], folder, frozen(result), model)
         for each in callbacks:
             each.end(run_end)
     return RunResult(exit_code_of(result), result, folder, progress.reported_bytes, ending.signal)
+
+
+def _after_release(run: Run, ending: Ending) -> dict[str, Any]:
+    """Return the fields that queries add to the result of a run whose released model is fixed."""
+    if ending.status not in (Status.COMPLETED, Status.EXHAUSTED):
+        return {}
+    fields = [query.released(run, ending.state.model) for query in queries_of(run.federation.settings)]
+    return {name: value for each in fields for name, value in each.items()}
 
 
 def _ask_first(environment: Environment, run: Run) -> Run:

@@ -11,7 +11,14 @@ from torch import nn
 
 import fedveil as fv
 from fedveil.base.refusal import Refusal
-from fedveil.personal.choice import FoldMeans, choose, folds_of, shares_of
+from fedveil.personal.choice import (
+    TEMPERATURES,
+    Decision,
+    Evidence,
+    FoldMeans,
+    choice_of,
+    folds_of,
+)
 from fedveil.personal.own_model import Rows, own_model
 from fedveil.personal.state import OwnModel, read_own, write_own
 from fedveil.personal.training import OwnTraining, train_own
@@ -41,7 +48,7 @@ class Lines:
         return {"accuracy": float((outputs.argmax(1) == targets).float().mean())}
 
     def client_data(self, client: int) -> fv.Examples:
-        inputs = torch.randn(40, 2, generator=torch.Generator().manual_seed(client))
+        inputs = torch.randn(50, 2, generator=torch.Generator().manual_seed(client))
         return fv.Examples(inputs, ((inputs[:, 0] > 0) ^ self.flipped).long())
 
     def held_out(self) -> fv.Examples:
@@ -78,13 +85,13 @@ def test_a_client_that_own_steps_ruin_keeps_the_shared_model() -> None:
     _, choice = own_model(task, task.model(), wrong, shared, dataclasses.replace(OWN, learning_rate=5.0), 0)
     assert choice.name == "shared"
     assert choice.columns["personal"] == choice.columns["shared"]
-    assert choice.columns["local only"]["accuracy"] < 0.2
+    assert choice.columns["local_only"]["accuracy"] < 0.2
 
 
 def test_a_client_whose_own_rows_say_more_has_a_model_of_them() -> None:
     task = Lines(flipped=True)
     arrays, choice = own_model(task, task.model(), rows_of(task), shared_of(task, 500.0), OWN, 0)
-    assert (choice.name, choice.share) == ("local only", 0.0)
+    assert (choice.name, choice.share) == ("local_only", 0.0)
     assert np.abs(arrays["weight"]).max() < 100
 
 
@@ -162,28 +169,62 @@ def test_a_persons_rows_are_in_one_fold() -> None:
 
 
 def of_losses(*losses: float) -> FoldMeans:
-    return FoldMeans(np.array(losses), {"accuracy": -np.array(losses)})
+    return FoldMeans(np.array([losses]), {"accuracy": -np.array(losses)})
+
+
+def evidence_of(*models: FoldMeans) -> Evidence:
+    losses = np.array([each.losses for each in models])
+    return Evidence(losses, np.ones(losses.shape[-1]))
 
 
 def test_the_figure_of_a_fold_is_of_what_the_others_choose() -> None:
-    rows = np.array([1.0, 1.0])
-    points = [of_losses(0, 100), of_losses(50, 50), of_losses(100, 0)]
-    whole, of_folds = shares = shares_of(points, rows)
-    assert (whole, of_folds) == (0.5, [1.0, 0.0])
-    measured = dict(zip((0.0, 0.5, 1.0), points, strict=True))
-    choice = choose(rows, shares, measured, of_losses(1000, 1000))
+    points = [of_losses(0, 100), of_losses(50.5, 50.5), of_losses(100, 0)]
+    local = of_losses(1000, 1000)
+    decisions = [evidence_of(*points, local).decide(fold) for fold in (-1, 0, 1)]
+    assert decisions == [Decision(False, 0.375), Decision(False, 1.0), Decision(False, 0.0)]
+    measured = dict(zip((0.0, 0.5, 1.0), points, strict=True)) | {0.375: points[1]}
+    choice = choice_of(np.ones(2), decisions, measured, local)
     assert choice.columns["personal"]["loss"] == 100  # each fold errs, since it decided nothing
     assert choice.columns["shared"]["accuracy"] == -50
-    assert (choice.name, choice.share, choice.rows) == ("own", 0.5, 2)
+    assert (choice.name, choice.share, choice.rows) == ("own", 0.375, 2)
 
 
 def test_a_model_that_diverged_is_never_chosen() -> None:
-    rows = np.array([2.0, 1.0])
-    bad = of_losses(np.nan, np.inf)
-    shares = shares_of([of_losses(1, 1), bad, bad], rows)
-    assert shares == (0.0, [0.0, 0.0])
-    choice = choose(rows, shares, {0.0: of_losses(1, 1)}, bad)
-    assert (choice.name, choice.columns["personal"]["loss"]) == ("shared", 1)
+    good, bad = of_losses(1, 1), of_losses(np.nan, np.inf)
+    assert evidence_of(good, bad, bad, bad).decide() == Decision(False, 0.0)
+    assert evidence_of(bad, bad, good, bad).decide() == Decision(False, 1.0)
+    assert evidence_of(bad, bad, bad, good).decide() == Decision(True, 0.0)
+    assert evidence_of(bad, bad, bad, bad).decide() == Decision(False, 0.0)
+
+
+def test_without_evidence_the_prior_decides() -> None:
+    one = evidence_of(of_losses(5), of_losses(0), of_losses(0), of_losses(0))
+    assert one.decide(0) == Decision(False, 0.375)
+
+
+def test_sureness_alone_does_not_win() -> None:
+    # Both are right on 2 of 3 rows; the released model is less sure, and the own one worse on the third.
+    logits = {"shared": [0.2, 0.2, -0.1], "own": [8.0, 8.0, -12.0]}
+    margins = {name: np.array(values) for name, values in logits.items()}
+    losses = {
+        name: np.array([np.log1p(np.exp(-factor * each)) for factor in TEMPERATURES])
+        for name, each in margins.items()
+    }
+    models = [losses["shared"], losses["shared"], losses["own"], losses["own"]]
+    decision = Evidence(np.array(models), np.ones(3)).decide()
+    assert not decision.is_local
+    assert decision.share < 0.5
+
+
+def test_few_held_out_rows_are_helped_by_training_rows() -> None:
+    task = Lines(flipped=True)
+    rows, bits = rows_of(task), []
+    for count in (1, 10):
+        few = fv.Examples(rows.held_out.inputs[:count], rows.held_out.targets[:count])
+        choice = own_model(task, task.model(), Rows(rows.training, few), shared_of(task), OWN, 0)[1]
+        bits.append(choice.columns["personal"]["accuracy"])
+        assert choice.name != "shared"
+    assert bits[0] == 1  # the one row is of a model that the training rows chose
 
 
 def test_an_own_model_is_read_as_it_was_written(tmp_path: Path) -> None:
