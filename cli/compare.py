@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from ..base.refusal import Refusal
-from ..configs.round_line import GROUPS, TRAIN
+from ..configs.round_line import GROUPS, OF_CLIENTS, TRAIN
 from ..configs.strict import leaves
 from ..evidence.page_text import text_of
 from ..run.run_files import read_object
@@ -309,9 +309,15 @@ def _by_copies(rows: Sequence[Row], by_folder: bool) -> str:
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
-    """Return the names of the metrics that a table shows: at most two held-out ones, accuracy first."""
+    """Return the names of the metrics that a table shows: at most two held-out ones, accuracy first, and personal ones.
+
+    Where clients have personal models, the first metric on their own rows has three columns, of which none is left out.
+    """
     names = dict.fromkeys(name for row in rows for name in row.metrics if "/" not in name)
-    return sorted(names, key=lambda name: name != "accuracy")[:2]
+    own = dict.fromkeys(name for row in rows for name in row.metrics if name.startswith(OF_CLIENTS))
+    metrics = dict.fromkeys(name.partition("/")[2] for name in own)
+    first = [prefix + name for name in [*metrics][:1] for prefix in OF_CLIENTS if prefix + name in own]
+    return sorted(names, key=lambda name: name != "accuracy")[:2] + first
 
 
 def _label(row: Row) -> str:

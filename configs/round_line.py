@@ -8,13 +8,17 @@ TRAIN = "train/"  # prefix: figures of the training, from the private sum
 AT_BOUND = "at_bound"  # list of the noised figures that lay outside their range and were set to its end
 AT_CLIENTS = "clients/"  # prefix: metrics that clients measured on their own records
 GROUPS = "groups/"  # prefix: metrics of a group of people, as "attribute=word/figure"
+# Prefixes, of a result: means over the clients' own held-out rows, of the released model and of personal ones.
+OF_CLIENTS = ("shared/", "personal/", "local_only/")
 # Prefixes of the numbers that describe the round, and not its model.
 OF_THE_ROUND = ("epsilon", "clipping_norm", "noise_multiplier", "invited", AUDIT)
 
 
 def is_metric(name: str, value: object) -> bool:
     """Return whether a number of a round's line is a metric of the model on held-out data."""
-    return isinstance(value, float) and not name.startswith((*OF_THE_ROUND, TRAIN, AT_CLIENTS, GROUPS))
+    return isinstance(value, float) and not name.startswith(
+        (*OF_THE_ROUND, *OF_CLIENTS, TRAIN, AT_CLIENTS, GROUPS)
+    )
 
 
 def main_metric(rows: Iterable[Mapping[str, Any]]) -> str | None:

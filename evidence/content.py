@@ -25,6 +25,10 @@ from .memorisation import memorisation_of
 from .model import model_of
 
 FORMAT = "fedveil report 1"
+PERSONAL = (
+    "A personal model has no privacy towards whoever gets it: epsilon is infinite for that client's data. It is with its client "
+    "alone, in no message, checkpoint or report, and costs nothing at server, clients and model."
+)
 NOT_ENDED, RUNNING = "not ended", "running"
 TAIL, MIN_TAIL = 0.1, 5  # share, and least number, of the last rounds over which a metric is averaged
 LOOK = ("claimed", "epsilon", "low", "high", "ceiling")  # values of a `Measured` in a round's line
@@ -90,6 +94,8 @@ def report_of(
         report["record_by_sums"] = lost
     if (memorisation := memorisation_of(run, other)) is not None:
         report["memorisation"] = memorisation
+    if (personal := run.result.get("personal")) is not None:
+        report["personal"] = _personal(personal)
     report["nist"] = nist_blocks(report)
     report["forms"] = forms(run.assessment.answers, facts_of_run(report) if run.result else {})
     report["forms_counted"] = count_items(report["forms"])
@@ -164,6 +170,19 @@ def _tuning(result: Fields) -> dict[str, Any] | None:
         return None
     names = ("key", "rounds", "metric", "arms", "winner", "value", "scored_by", "apart")
     return {name: tuning.get(name) for name in names}
+
+
+def _personal(personal: Fields) -> dict[str, Any]:
+    """Return the three columns of personal models, and how many clients chose which."""
+    columns = personal["columns"]
+    names = [name for name in columns["shared"] if all(name in means for means in columns.values())]
+    return {
+        "rows": personal["rows"],
+        "columns": [{"name": name, "values": [means[name] for means in columns.values()]} for name in names],
+        "clients": [{"name": name, "count": count} for name, count in sorted(personal["clients"].items())],
+        "worst": personal["worst"],
+        "said": PERSONAL,
+    }
 
 
 def _rosters(result: Fields) -> list[dict[str, Any]]:

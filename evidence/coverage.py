@@ -40,6 +40,7 @@ def not_covered(run: RunFiles, rows: Sequence[Fields], ledger: Fields | None) ->
         _held_out(run),
         _shared_person(run, rows),
         _several_records(run, rows),
+        *_personal(run),
         _questions(ledger),
         _server(run),
         _noise(run),
@@ -90,6 +91,14 @@ def _held_out(run: RunFiles) -> Limit:
         actor = "the task, whose data are simulated or public"
     text = f"Metrics on them are exact and public, and not charged. They were declared public by {actor}."
     return Limit(title, NOT, text)
+
+
+def _personal(run: RunFiles) -> list[Limit]:
+    """Return the limit on personal models, if the run has some."""
+    if run.setting("personal", "name") in (None, "none"):
+        return []
+    text = "A personal model has no privacy towards whoever gets it: epsilon is infinite for that client's data. No guarantee of this run covers it."
+    return [Limit("Personal models", NOT, text)]
 
 
 def _shared_person(run: RunFiles, rows: Sequence[Fields]) -> Limit:

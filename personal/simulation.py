@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -23,7 +24,7 @@ from ..privacy.budget import Budget
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.plan import Plan
 from ..run.prepared_run import Run
-from ..run.queries import Query
+from ..run.queries import Query, charges_queries
 from ..server.checkpoint import Arrays
 from .choice import COLUMNS, LOSS, SHARED, Choice
 from .settings import personal_of
@@ -106,10 +107,14 @@ def _result(run: Run, choices: Sequence[Choice]) -> dict[str, Any]:
     for column in COLUMNS:
         figures = ((each.rows, each.columns[column]) for each in choices if each.columns)
         columns[column] = derived(task, mean_figures(figures))
+    finite = {
+        column: {name: value if math.isfinite(value) else None for name, value in means.items()}
+        for column, means in columns.items()
+    }
     part = {
         "clients": dict(Counter(each.name for each in choices)),
         "rows": sum(each.rows for each in choices),
-        "columns": columns,
+        "columns": finite,
         "worst": _worst(choices, next((n for n in columns[SHARED] if n != LOSS), LOSS)),
     }
     metrics = {f"{column}/{name}": value for column in COLUMNS for name, value in columns[column].items()}
@@ -143,8 +148,9 @@ def _check(federation: Federation) -> None:
 
 def _lines(federation: Federation, plan: Plan, budget: Budget) -> Iterator[str]:
     """Yield a line on what personal models cost."""
-    del federation, plan, budget
-    yield COSTS
+    del budget
+    if charges_queries(federation, plan):  # once where two units are promised
+        yield COSTS
 
 
 PERSONAL_MODELS = Query(

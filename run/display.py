@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..base.notice import say
-from ..configs.round_line import AT_CLIENTS, GROUPS
+from ..configs.round_line import AT_CLIENTS, GROUPS, OF_CLIENTS
 from .callbacks import ObserverLine, RoundEnd, RunEnd, RunStart
 from .files import CLIENTS_LOG
 from .round_lines import format_means
@@ -69,6 +69,8 @@ class Display:
             say(f"mean of the last {models} models: {means}")
         if tuning := tuned_line(ending.result.get("tuning")):
             say(tuning)
+        for line in own_lines(metrics):
+            say(line)
         for hint in filter(None, map(ending.result.get, ("rise", "early"))):
             say(hint)
         failed, lost = ending.status == "failed", ending.result["rounds_abandoned"]
@@ -196,6 +198,14 @@ def _bar(name: str, completed: float, total: float, text: str) -> RenderableType
 def held_out(line: RoundEnd) -> dict[str, float]:
     """Return the held-out metrics of a round's model, without those by group, of which there may be dozens."""
     return {name: value for name, value in line.metrics.items() if not name.startswith((AT_CLIENTS, GROUPS))}
+
+
+def own_lines(metrics: Mapping[str, float]) -> list[str]:
+    """Return a line with the first metric on the clients' own rows, of three models; none without personal models."""
+    own = [name for name in metrics if name.startswith(OF_CLIENTS)]
+    shown = [name for name in own if name.partition("/")[2] == own[0].partition("/")[2]]
+    texts = [f"{name.replace('_', ' ').replace('/', ' ')} {_number(metrics[name])}" for name in shown]
+    return [f"on the clients' own held-out rows: {'  '.join(texts)}"] if texts else []
 
 
 def tuned_line(tuning: Mapping[str, Any] | None) -> str:

@@ -111,6 +111,10 @@ def _common_values(
     lost, stated = (each.get("record_by_sums") or {} for each in (report, result))
     for name in ("epsilon", "delta") if lost else ():
         yield f"{name} of a record by sums of whole clients", lost[name], stated.get(name)
+    own, columns = report.get("personal"), (result.get("personal") or {}).get("columns", {})
+    for each in own["columns"] if own else ():
+        name = each["name"]
+        yield f"{name} of personal models", each["values"], [means.get(name) for means in columns.values()]
     for each in report["metrics"]:
         yield each["name"], each["value"], metrics.get(each["name"])
     if confusion := report.get("model", {}).get("confusion"):
