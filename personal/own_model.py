@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from ..base.refusal import Refusal
 from ..tasks.arrays import load_arrays, read_arrays
 from ..tasks.batch_memory import AUTO, answers
 from ..tasks.data import Data, figures_of, mean_figures, only
@@ -34,7 +36,9 @@ from .choice import (
     choice_of,
     folds_of,
 )
-from .training import Arrays, OwnTraining, Precision, train_local, train_own
+from .training import Arrays, OwnTraining, Precision, check_own, train_local, train_own
+
+logger = logging.getLogger("fedveil.client")
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,9 @@ def own_model(
     key: int,
     evaluation: Evaluation = PLAIN,
 ) -> tuple[Arrays, Choice]:
-    """Return a client's own model and its choice; without training or held-out rows it is the released model.
+    """Return a client's own model and its choice.
 
+    Without training or held-out rows, and where the task's code fails on them, it is the released model, without figures.
     In memory are the released model, `model`, and the arrays of one more.
 
     Args:
@@ -91,28 +96,15 @@ def own_model(
     Raises:
       Refusal: as of `check_own`.
     """
-    if not len(rows.training) or not len(rows.held_out):
-        return shared, Choice(SHARED, 0.0, 0, {})
-    bench = _Bench(task, model, shared, own, key, evaluation)
-    folds = bench.placed(rows.held_out, folds_of(len(rows.held_out), _persons(rows.held_out)))
-    counts = np.array([len(each) for each in folds], float)
-    parts, weights = bench.cross_validated(rows)
-    training = placed(rows.training, bench.device)
-    local = bench.local(training, folds)
-    trained = bench.trained(training)
-    measured = {share: bench.measured(trained, share, folds) for share in POINTS}
-    held_out = np.array([each.losses for each in (*measured.values(), local)])
-    evidence = Evidence(np.concatenate([held_out, *parts], axis=2), np.concatenate([counts, weights]))
-    decisions = [evidence.decide(fold) for fold in range(-1, len(counts))]
-    for share in {each.share for each in decisions} - measured.keys():
-        measured[share] = bench.measured(trained, share, folds)
-    choice = choice_of(counts, decisions, measured, local)
-    if choice.name == LOCAL:
-        train_local(task, model, training, own, key, evaluation.precision)
-        return read_arrays(model), choice
-    for name, value in trained.items():
-        trained[name] = _between(shared[name], value, choice.share)
-    return trained, choice
+    check_own(task, model, own)
+    if len(rows.training) and len(rows.held_out):
+        try:
+            return _Bench(task, model, shared, own, key, evaluation).chosen(rows)
+        except Refusal:
+            raise
+        except Exception:  # of the task's own code, as in a round
+            logger.exception("the client's own model failed")
+    return shared, Choice(SHARED, 0.0, 0, {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +123,29 @@ class _Bench:
         """Device of the model."""
         return next(self.model.parameters()).device
 
+    def chosen(self, rows: Rows) -> tuple[Arrays, Choice]:
+        """Return the client's own model and its choice, for at least one training row and one held-out row."""
+        folds = self.placed(rows.held_out, folds_of(len(rows.held_out), _persons(rows.held_out)))
+        counts = np.array([len(each) for each in folds], float)
+        parts, weights = self.cross_validated(rows)
+        training = placed(rows.training, self.device)
+        local = self.local(training, folds)
+        trained = self.trained(training)
+        measured = {share: self.measured(trained, share, folds) for share in POINTS}
+        held_out = np.array([each.losses for each in (*measured.values(), local)])
+        evidence = Evidence(np.concatenate([held_out, *parts], axis=2), np.concatenate([counts, weights]))
+        decisions = [evidence.decide(fold) for fold in range(-1, len(counts))]
+        for share in {each.share for each in decisions} - measured.keys():
+            measured[share] = self.measured(trained, share, folds)
+        choice = choice_of(counts, decisions, measured, local)
+        if choice.name == LOCAL:
+            trained.clear()  # frees the memory of one model
+            self.train_local(training)
+            return read_arrays(self.model), choice
+        for name, value in trained.items():
+            trained[name] = _between(self.shared[name], value, choice.share)
+        return trained, choice
+
     def placed(self, data: Data, folds: Sequence[NDArray[np.int64]]) -> list[Data]:
         """Return the folds of some rows on the device."""
         return [placed(only(data, fold), self.device) for fold in folds]
@@ -140,9 +155,13 @@ class _Bench:
         train_own(self.task, self.model, training, self.shared, self.own, self.key, self.evaluation.precision)
         return read_arrays(self.model)
 
+    def train_local(self, training: Data) -> None:
+        """Train a model of these rows alone."""
+        train_local(self.task, self.model, training, self.own, self.key, self.evaluation.precision)
+
     def local(self, training: Data, folds: Sequence[Data]) -> FoldMeans:
         """Return the means of a model of these rows alone."""
-        train_local(self.task, self.model, training, self.own, self.key, self.evaluation.precision)
+        self.train_local(training)
         return _measure(self.task, self.model, folds, self.evaluation)
 
     def measured(self, trained: Arrays, share: float, folds: Sequence[Data]) -> FoldMeans:
