@@ -26,9 +26,9 @@ class _AfterRelease(Group):
     """Training of each client on its own rows after the release, and its choice on rows that nobody trained on."""
 
     steps: Annotated[int, Field(ge=1, le=100_000)] = 20
-    """Steps from the released model; a model of the client's own rows alone takes five times as many."""
+    """Steps from the released model; a model of the client's own rows alone takes twice as many, of four times the rate."""
     learning_rate: Positive | None = None
-    """Of each step; null: a quarter of the rate of local training without clipping."""
+    """Of each step; null: a quarter of that of local training without clipping."""
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Examples of a step; null: the run's batch_size."""
     share: Annotated[float, Field(gt=0, lt=1)] = 0.2

@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 Arrays = Mapping[str, NDArray[np.generic]]
 Precision = Callable[[], AbstractContextManager[Any]]
 
-LOCAL_STEPS = 5  # a model from scratch takes this many times the steps
+# A model from scratch takes more steps, at a higher rate: those of a run without personal.learning_rate. On mnist5k, 14 rows a
+# client, 40 steps of it were as accurate as 200.
+LOCAL_STEPS, LOCAL_RATE = 2, 4
 RATE_SHARE = (
     1 / 4
 )  # digits, MLP and softmax: 20 steps of a quarter of the rate lose nothing where clients are alike
@@ -165,7 +167,8 @@ def train_own(
 def train_local(
     task: Task, model: nn.Module, data: Data, own: OwnTraining, key: int, precision: Precision = nullcontext
 ) -> None:
-    """Train the task's initial model, in `model`, for LOCAL_STEPS times the steps; arguments as of `train_own`."""
+    """Train the task's initial model, in `model`, for more and longer steps; arguments as of `train_own`."""
+    own = replace(own, learning_rate=LOCAL_RATE * own.learning_rate)
     with _course(task, model, data, own, key, precision) as course:
         course.begin(read_arrays(task.model()))
         course.train(LOCAL_STEPS * own.steps, sent_state(model).keys(), 0.0)
