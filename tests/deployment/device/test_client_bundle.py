@@ -345,7 +345,7 @@ def test_one_key_is_one_clients_for_ever(desk: Path) -> None:
         )
 
 
-def test_what_devices_share_lies_in_the_bundle(tmp_path: Path) -> None:
+def test_a_bundle_has_the_schema_or_the_language_model(tmp_path: Path) -> None:
     choices = (
         TaskChoice(name="csv", data="rows.csv", client=0),
         TaskChoice(name="text", data="letters", client=0, options={"base": "model.gguf", "tokens": 9}),
