@@ -166,7 +166,8 @@ def padding(base: Base) -> int | None:
 
 def _head(model: TextModel) -> dict[str, Tensor]:
     """Return the weight of the layer to classes by its name in transformers; empty for a language model."""
-    return {f"{HEAD}.{name}": each.detach().contiguous() for name, each in model.head.named_parameters()}
+    weights = model.head.named_parameters()
+    return {f"{HEAD}.{name}": model.features(each.detach()).contiguous() for name, each in weights}
 
 
 def lora_of(adapter: Adapter) -> tuple[Tensor, Tensor]:

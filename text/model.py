@@ -34,14 +34,17 @@ class TextModel(nn.Module):
     Attributes:
       decoder: frozen, with adapters.
       words: frozen layer from hidden states to the vocabulary.
-      head: trained layer from the last token's hidden state to classes, without a bias, as transformers has it; an
-        identity without classes.
+      head: trained layer from the last token's `features` to classes, without a bias, as transformers has it; an identity
+        without classes.
+      axis: unit vector, shape (width,), of the mean of texts' last hidden states; empty before `balance`.
+      along, across: factors of a hidden state's parts along the axis and across it.
     """
 
     def __init__(self, decoder: Any, words: nn.Module, first: int, end: int, classes: int = 0) -> None:
         super().__init__()
         self.decoder, self.words, self.end, self.classes = decoder, words, end, classes
         self.head = nn.Identity()
+        self.axis, self.along, self.across = torch.zeros(0), 1.0, 1.0
         if classes:
             width = words.get_parameter("weight").shape[1]
             with torch.random.fork_rng(devices=[]):  # the values are set below
@@ -58,8 +61,29 @@ class TextModel(nn.Module):
             return torch.stack([each.nats, each.tokens.to(each.nats.dtype)], 1)
         states = self.states(inputs)
         if self.classes:
-            return self.head(states[torch.arange(len(states), device=states.device), self.last(inputs)])
+            last = states[torch.arange(len(states), device=states.device), self.last(inputs)]
+            return self.head(self.features(last))
         return states
+
+    def features(self, states: Tensor) -> Tensor:
+        """Return a fixed linear map of hidden states whose parts along the axis and across it are about one long.
+
+        The last hidden states of all texts are nearly the same vector. Unbalanced, the layer to classes would learn little
+        but its offset. The map is symmetric: a weight of the head times it is the weight of a layer from hidden states.
+
+        Args:
+          states: shape (n, width).
+        """
+        axis = self.axis.to(states.device)
+        part = (states @ axis)[:, None] * axis
+        return self.along * part + self.across * (states - part)
+
+    def balance(self, states: Tensor) -> None:
+        """Set `features` by the last hidden states of some public texts, shape (texts, width)."""
+        mean = states.mean(0)
+        self.axis, self.along = mean / mean.norm(), 1 / float(mean.norm())
+        part = (states @ self.axis)[:, None] * self.axis
+        self.across = 1 / float((states - part).norm(dim=1).mean())
 
     def states(self, inputs: Tensor) -> Tensor:
         """Return hidden states after the final norm, shape (n, tokens, width), float32."""

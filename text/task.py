@@ -514,6 +514,10 @@ def text_model(base: Base, form: TextForm) -> TextModel:
     model = TextModel(decoder, words, first, base.end, len(form.labels)).eval()
     with torch.no_grad():
         own = products(model.states(tokens)[0], words.weight)
+        if form.labels:
+            ends = torch.tensor([base.end])
+            starts = [torch.cat([tokens[0, :size], ends]) for size in range(tokens.shape[1])]
+            model.balance(torch.stack([model.states(text[None])[0, -1] for text in starts]))
     if not _close(own, logits, words.weight.dtype):
         remedy = "its logits are not a product of hidden states and a head; use a model such as Llama"
         raise Refusal("task.base", str(base.folder), remedy)

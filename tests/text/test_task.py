@@ -19,6 +19,7 @@ from fedveil.tasks.data import Data, LazyExamples
 from fedveil.tasks.protocol import PredictingTask, SizedTask
 from fedveil.text import task as texts
 from fedveil.text.base import open_base
+from fedveil.text.model import TextModel
 from fedveil.text.task import TextTask, load
 
 ROWS = torch.arange(4)
@@ -342,3 +343,19 @@ def test_the_command_trains_in_every_mode(
 def test_perplexity_of_a_diverged_model_has_few_digits(letters: Path, tiny_base: Path) -> None:
     figures = loaded(letters, tiny_base).derived({"nats": 1e6, "tokens": 10.0, "bytes": 40.0})
     assert len(f"{figures['perplexity']:.4f}") < 16
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tokens", [2, 8])
+def test_features_of_classes_are_balanced(letters: Path, tiny_base: Path, tokens: int) -> None:
+    model = loaded(letters, tiny_base, label="mood", tokens=tokens, cache="none").model()
+    assert isinstance(model, TextModel)
+    states = model.states(torch.randint(1, 200, (6, tokens)))[:, -1]
+    features = model.features(states)
+    part = (features @ model.axis)[:, None] * model.axis
+    assert features.isfinite().all() and 0.1 < float(part.norm(dim=1).mean()) < 10
+    assert 0.1 < float((features - part).norm(dim=1).mean()) < 10
+    weight = torch.randn(3, states.shape[1])
+    torch.testing.assert_close(
+        features @ weight.t(), states @ model.features(weight).t(), rtol=1e-3, atol=1e-3
+    )
