@@ -112,6 +112,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "persons": ("task.person=patient",),
     "resume": (),
     "masks": ("secagg=masked",),
+    "personal": ("personal=after",),
 }
 SIMULATED: Mapping[str, Row] = {
     "training": row(),
@@ -136,6 +137,7 @@ SIMULATED: Mapping[str, Row] = {
     ),
     "resume": row(),
     "masks": row(client_central=NO_MASKS, record_and_client=NO_MASKS),
+    "personal": row(),
 }
 # Chance deals the clients to arms: of so many none gets an arm too small.
 PUBLIC = Runs(("task.folder={home}/many", "task.held_out_file={home}/public.csv"))
@@ -145,6 +147,7 @@ REAL: Mapping[str, Row] = {
     "arms": row(PUBLIC),
     "audit": row(record_distributed=Refused("canary records are not added to real ones")),
     "questions": row(SHARED, none=NO_QUESTION, record_and_client=NO_QUESTION),
+    "personal": row(Refused("personal models of real clients lie with the clients")),
 }
 # A device charges its records for sums of whole clients: its owner allows much, so that they last.
 NO_CANARIES = Refused("its canary clients test a client-level claim, and there is none")
