@@ -73,7 +73,9 @@ class Evidence:
         weights = np.array(PRIOR)[finite] * np.exp(points[finite].min() - points[finite])
         share = round(GRID * float(weights @ np.array(POINTS)[finite] / weights.sum())) / GRID
         line = np.interp(share, np.array(POINTS)[finite], points[finite])
-        return Decision(bool(best[-1] < line), share)
+        if best[-1] < line:
+            return Decision(True, 0.0)
+        return Decision(False, share)
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,13 @@ class Decision:
 
     is_local: bool
     share: float
+
+    @property
+    def name(self) -> str:
+        """SHARED, OWN or LOCAL."""
+        if self.is_local:
+            return LOCAL
+        return OWN if self.share else SHARED
 
 
 @dataclass(frozen=True)
@@ -132,8 +141,7 @@ def choice_of(
         PERSONAL: means_of(rows, [local if each.is_local else measured[each.share] for each in others]),
         LOCAL: means_of(rows, [local] * len(rows)),
     }
-    name = LOCAL if whole.is_local else OWN if whole.share else SHARED
-    return Choice(name, 0.0 if whole.is_local else whole.share, int(rows.sum()), columns)
+    return Choice(whole.name, whole.share, int(rows.sum()), columns)
 
 
 def means_of(rows: Floats, of_fold: Sequence[FoldMeans]) -> dict[str, float]:

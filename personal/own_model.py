@@ -212,11 +212,10 @@ def _measure(task: Task, model: nn.Module, folds: Sequence[Data], evaluation: Ev
     for fold in folds:
         batches: list[tuple[int, dict[str, float]]] = []
         for outputs, targets in answers(model.eval(), fold, evaluation.limit, evaluation.precision):
-            factors = TEMPERATURES if _are_logits(outputs, targets) else TEMPERATURES[:1]
+            factors = [each for each in TEMPERATURES[1:] if _are_logits(outputs, targets)]
             with evaluation.precision():
-                tempered = [
-                    float(task.loss(outputs * each if each != 1 else outputs, targets)) for each in factors
-                ]
+                scaled = [outputs, *(outputs * each for each in factors)]
+                tempered = [float(task.loss(each, targets)) for each in scaled]
             metrics = figures_of(task, outputs, targets)
             batches.append(
                 (len(targets), metrics | {f"{LOSS} {n}": value for n, value in enumerate(tempered)})

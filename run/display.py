@@ -203,8 +203,8 @@ def held_out(line: RoundEnd) -> dict[str, float]:
 def own_lines(metrics: Mapping[str, float]) -> list[str]:
     """Return a line with the first metric on the clients' own rows, of three models; none without personal models."""
     own = [name for name in metrics if name.startswith(OF_CLIENTS)]
-    shown = [name for name in own if name.partition("/")[2] == own[0].partition("/")[2]]
-    texts = [f"{name.replace('_', ' ').replace('/', ' ')} {_number(metrics[name])}" for name in shown]
+    first = [name for name in own if name.partition("/")[2] == own[0].partition("/")[2]]
+    texts = [f"{name.replace('_', ' ').replace('/', ' ')} {_number(metrics[name])}" for name in first]
     return [f"on the clients' own held-out rows: {'  '.join(texts)}"] if texts else []
 
 

@@ -51,7 +51,7 @@ def test_the_page_says_whom_a_personal_model_protects_from(run: Path) -> None:
     assert not [each for each in report["metrics"] if "/" in each["name"]]
 
 
-def test_a_changed_column_of_a_report_is_found(run: Path, tmp_path: Path) -> None:
+def test_verify_finds_a_changed_column_of_a_report(run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     report = report_of(read_run(copy))
