@@ -23,6 +23,7 @@ from ..base.refusal import Refusal
 from .data import run_on
 from .protocol import PredictingTask, Task
 
+OWN = "fedveil_own"  # attribute of a model: names of trained parameters and buffers that stay at their client
 COPIED = 1 << 16  # largest number of entries with which a tensor of the base is compared with a copy
 BASE_REMEDY = (
     "the base is equal at all clients and is not sent: keep a frozen module in evaluation mode, by an own `train` of the "
@@ -39,19 +40,23 @@ def load_arrays(model: nn.Module, arrays: Mapping[str, NDArray[np.generic]]) -> 
 
 
 def emptied(model: nn.Module) -> nn.Module:
-    """Free the memory of the model's trainable parameters and return it; `holding` gives them values again."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.new_empty(0)
+    """Free the memory of the model's sent parameters and return it; `holding` gives them values again."""
+    for parameter in _sent_parameters(model).values():
+        parameter.data = parameter.data.new_empty(0)
     return model
+
+
+def _sent_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the model's trainable parameters by all their names, without those that stay at their client."""
+    named, own = model.named_parameters(remove_duplicate=False), own_names(model)
+    return {name: parameter for name, parameter in named if parameter.requires_grad and name not in own}
 
 
 @contextmanager
 def holding(model: nn.Module, arrays: Mapping[str, NDArray[np.generic]]) -> Generator[None]:
     """Load arrays into an `emptied` model for a block; empty it again afterwards."""
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if parameter.requires_grad:
-            parameter.data = parameter.data.new_empty(arrays[name].shape)
+    for name, parameter in _sent_parameters(model).items():
+        parameter.data = parameter.data.new_empty(arrays[name].shape)
     try:
         load_arrays(model, arrays)
         yield
@@ -60,7 +65,7 @@ def holding(model: nn.Module, arrays: Mapping[str, NDArray[np.generic]]) -> Gene
 
 
 def read_arrays(model: nn.Module) -> dict[str, NDArray[np.generic]]:
-    """Return copies of the model's trainable parameters and its buffers, by name.
+    """Return copies of the model's trainable parameters and its buffers, by name, without what stays at its client.
 
     The base, see `base_of`, is equal in every model of the task, and is not sent.
     """
@@ -107,20 +112,37 @@ def _copy(value: Tensor) -> NDArray[np.generic]:
 # --- what is sent, and the base ---------------------------------------------------------------------------------
 
 
+def own_names(model: nn.Module) -> frozenset[str]:
+    """Return the names of the trained parameters and buffers that stay at their client; most models have none."""
+    return getattr(model, OWN, frozenset())
+
+
+def own_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return what is trained and stays at its client, by name, without copies."""
+    own = own_names(model)
+    return {name: value for name, value in trained_state(model).items() if name in own} if own else {}
+
+
 def sent_state(model: nn.Module) -> dict[str, Any]:
-    """Return what is sent, by name, without copies: the model's state dictionary without its base."""
+    """Return what is sent, by name, without copies: what is trained, without what stays at its client."""
+    own = own_names(model)
+    return {name: value for name, value in trained_state(model).items() if name not in own}
+
+
+def trained_state(model: nn.Module) -> dict[str, Any]:
+    """Return what is trained, by name, without copies: the model's state dictionary without its base."""
     modules = dict(model.named_modules(remove_duplicate=False))  # tied weights have several names
     kinds = {path: _trained(modules, path) for path in modules}
 
-    def sent(name: str) -> bool:
-        """Return whether an entry of the state dictionary is sent."""
+    def is_trained(name: str) -> bool:
+        """Return whether an entry of the state dictionary is trained."""
         path, _, own = name.rpartition(".")
         while path not in modules:  # of packed weights, which add entries under a parameter's name
             path, _, own = path.rpartition(".")
         parameter = modules[path]._parameters.get(own)  # pyright: ignore[reportPrivateUsage]
         return kinds[path] if parameter is None else parameter.requires_grad
 
-    return {name: value for name, value in model.state_dict().items() if sent(name)}
+    return {name: value for name, value in model.state_dict().items() if is_trained(name)}
 
 
 def _trained(modules: Mapping[str, nn.Module], path: str) -> bool:
@@ -146,8 +168,8 @@ def base_of(model: nn.Module) -> dict[str, Tensor]:
     """
     parameters = model.named_parameters(remove_duplicate=False)
     tensors = chain(parameters, model.named_buffers(remove_duplicate=False))
-    state, sent = model.state_dict().keys(), sent_state(model).keys()
-    return {name: value for name, value in tensors if name in state and name not in sent}
+    state, trained = model.state_dict().keys(), trained_state(model).keys()
+    return {name: value for name, value in tensors if name in state and name not in trained}
 
 
 def copy_with_base(model: nn.Module) -> nn.Module:
@@ -272,9 +294,9 @@ def hash_of_base(task: Task) -> str:
     model = task.model()
     if not base_of(model):
         return ""
-    digest, sent = hashlib.sha256(), sent_state(model).keys()
+    digest, trained = hashlib.sha256(), trained_state(model).keys()
     for name, value in sorted(model.state_dict().items()):
-        if name in sent or not isinstance(value, Tensor):
+        if name in trained or not isinstance(value, Tensor):
             continue
         tensor = value
         if type(value) not in (Tensor, nn.Parameter) and value.is_floating_point():
@@ -301,11 +323,12 @@ def dimension_of(task: Task) -> int:
 def memory_of(model: nn.Module) -> Callable[[], None]:
     """Return a function that restores the model's present state besides its arrays.
 
-    These are buffers that are not persistent, and attributes of its layers that are numbers, texts, tensors or
-    containers of them. Attributes that were created since are removed. Otherwise a layer could carry information about
+    These are parameters and buffers that stay at their client, buffers that are not persistent, and attributes of its
+    layers that are numbers, texts, tensors or containers of them. Attributes that were created since are removed. Otherwise a layer could carry information about
     its inputs there from one client to the next. Objects of other kinds are not changed.
     """
     snapshots: list[_Snapshot] = []
+    own = {name: value.clone() for name, value in own_state(model).items()}
     for module in model.modules():
         buffers: dict[str, Any] = module._buffers  # pyright: ignore[reportPrivateUsage]
         attributes = vars(module)
@@ -316,6 +339,8 @@ def memory_of(model: nn.Module) -> Callable[[], None]:
     def put_back() -> None:
         for snapshot in snapshots:
             snapshot.restore()
+        for name, value in own_state(model).items():
+            value.copy_(own[name])
 
     return put_back
 

@@ -28,6 +28,7 @@ from ...messages.local_training import LocalTraining
 from ...privacy.mechanisms.compression import Sketch
 from ...privacy.mechanisms.private_sum import CohortSum, encode_rows
 from ...privacy.mechanisms.sum_spec import SumSpec
+from ...tasks.arrays import sent_state
 from ...tasks.data import Examples, drawn_data_of, in_tensors, joined, mapped
 from ...tasks.hardware import moved
 from ...tasks.optimizers import ELEMENTWISE, own_optimizer
@@ -63,7 +64,7 @@ def can_vectorise(bench: Workbench) -> bool:
     """Return whether cohorts can be trained at once: without own ledgers, on a small model, all trained, that vmap can run."""
     parameters = list(bench.model.parameters())
     few = sum(p.numel() for p in parameters) <= MAX_PARAMETERS
-    all_train = len(parameters) == len(bench.model.state_dict()) and all(p.requires_grad for p in parameters)
+    all_train = len(parameters) == len(bench.model.state_dict()) == len(sent_state(bench.model))
     plain = all_train and next(bench.model.buffers(), None) is None
     return bench.settings.record is None and few and plain and _steps_stack(bench) and _traces(bench)
 

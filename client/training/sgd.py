@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...messages.local_training import LocalTraining
 from ...privacy.mechanisms.randomness import Randomness
-from ...tasks.arrays import base_check, sent_state
+from ...tasks.arrays import base_check, trained_state
 from ...tasks.data import Data, Examples, laid_out, run_on
 from ...tasks.optimizers import follow_epochs, optimizer_of
 from ...tasks.protocol import Task, own_training
@@ -85,7 +85,7 @@ def _by_itself(
     require_base()
     trained = copied.state_dict()
     with torch.no_grad():
-        for name, value in sent_state(model).items():
+        for name, value in trained_state(model).items():
             if value.shape != trained[name].shape:
                 raise ValueError(f"{name} became {tuple(trained[name].shape)}")
             value.copy_(trained[name])
