@@ -22,6 +22,7 @@ TABLE = {
     ("settings", "server"): "deployment.settings:ServerSettings",  # configs/reference.py
     ("task settings", "shipped"): "tasks.shipped.settings:TASKS",  # configs/schema.py
     ("task settings", "text"): "text.settings:TASKS",
+    ("personal", "own_layers"): "personal.own_layers",  # tasks/__init__.py, client/workbench.py
     ("engine", "ray"): "engines.ray:ray_grid",  # simulations/engines.py
     ("task", "mnist5k"): "tasks.shipped.mnist5k",  # tasks/__init__.py
     ("task", "digits"): "tasks.digits",
@@ -46,6 +47,7 @@ TABLE = {
     ("callback", "wandb"): "run.trackers:WandB",
     ("query", "scaling"): "questions.scaling:SCALING_QUERY",  # run/queries.py
     ("query", "evaluation"): "questions.evaluation:EVALUATIONS",
+    ("query", "layers"): "personal.layers_query:LAYERS",
     ("query", "personal"): "personal.simulation:PERSONAL_MODELS",
     ("query", "answer"): "questions.client:answer",  # client/app.py
     ("query", "counts"): "questions.answers:counts_of",  # simulations/clients.py

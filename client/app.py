@@ -151,10 +151,11 @@ def _trained(message: Message, client: int, bench: Workbench, settings: ClientSe
             return _error(message, wire.NO_EXAMPLES, "this client has no examples")
         return unchanged(message)
     training = training_settings(content, settings)
-    _, number = wire.read_round(content)
+    run, number = wire.read_round(content)
     if settings.record:
         bench.private_model(data)  # refuses one that DP-SGD cannot train
     bench.receive(wire.views(wire.only_arrays(content)))
+    bench.load_own(client, run, number)
     key = key_of_round(settings.seed, number)
     seed_layers(key, client, data, bench.device)
     examples = placed(data, bench.device)
@@ -172,5 +173,6 @@ def _trained(message: Message, client: int, bench: Workbench, settings: ClientSe
         loss = train(bench.model, bench.task, examples, training, client, key, bench.precision)
         metrics |= {} if loss is None else {TRAIN_LOSS: loss}
     bench.require_base()  # that of `receive`
+    bench.store_own(client, run, number)
     reply = RecordDict({"arrays": bench.lend(), "metrics": MetricRecord(dict(metrics))})
     return Message(reply, reply_to=message)

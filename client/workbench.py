@@ -14,12 +14,13 @@ from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 from torch import nn
 
+from ..base.extensions import extension
 from ..messages import wire
 from ..messages.client_settings import ClientSettings
 from ..messages.record_settings import RecordPrivacy
 from ..privacy.ledger.ledger import Ledger
 from ..tasks import load_task
-from ..tasks.arrays import base_check, lent_arrays, load_arrays, memory_of
+from ..tasks.arrays import base_check, lent_arrays, load_arrays, memory_of, own_names
 from ..tasks.data import Data, Examples, data_of, drawn_data_of
 from ..tasks.fingerprint import fingerprint
 from ..tasks.hardware import check_made_here, device_of, placed, precision
@@ -99,6 +100,16 @@ class Workbench:
         """Reset what the client before left in the model, and load an instruction's arrays into it."""
         self.forget()
         load_arrays(self.model, arrays)
+
+    def load_own(self, client: int, run: str, number: int) -> None:
+        """Load what a client's layers that stay there were before round `number`, into a model that was just reset."""
+        if own_names(self.model):
+            _own_layers().load_own(self.model, self.settings, client, run, number)
+
+    def store_own(self, client: int, run: str, number: int) -> None:
+        """Store the layers that stay at a client, as it trained them in round `number`."""
+        if own_names(self.model):
+            _own_layers().store_own(self.model, self.settings, client, run, number)
 
     def lend(self) -> ArrayRecord:
         """Return the trained arrays to a caller that overwrites them with the update; the model must be loaded again."""
@@ -192,6 +203,11 @@ class Workbench:
             durable=not simulated,
             wait=LEDGER_WAIT_SECONDS,
         )
+
+
+def _own_layers() -> Any:
+    """Return the module that stores layers that stay at their client."""
+    return extension("personal", "own_layers", "personal", "layers")
 
 
 @lru_cache(maxsize=4)

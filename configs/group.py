@@ -115,6 +115,10 @@ class Group(BaseModel):
         """Return the kinds of query that this group of the settings `whole` requests, each with the (key, value) for it."""
         return {}
 
+    def options_of_task(self, whole: Any) -> Mapping[str, Any]:
+        """Return the options that this group of the settings `whole` adds to those of every task."""
+        return {}
+
     def conflicts(self, whole: Any) -> Iterator[tuple[str, str]]:
         """Yield (dotted key, remedy) for each broken rule between this group and others of the settings `whole`."""
         yield from ()

@@ -216,6 +216,11 @@ class FederationSettings(Group):
         return {name: field for group in self.groups for name, field in group.queries(self).items()}
 
     @property
+    def options_of_groups(self) -> Mapping[str, Any]:
+        """Options of every task that the groups add, for the clients and for a server."""
+        return {name: value for group in self.groups for name, value in group.options_of_task(self).items()}
+
+    @property
     def groups(self) -> Iterator[Group]:
         """All groups of keys."""
         values = (getattr(self, field) for field in type(self).model_fields)

@@ -91,6 +91,7 @@ class ClientSettings:
       dtype: precision of models, `float32` or `bfloat16`.
       held_out: share of a device's records that are held out of training; in a simulation the task holds them out.
       group_equal_rows: whether equal records are held out together, the rule of earlier releases.
+      own_folder: folder of the layers that stay at their client, for models that have such layers.
       examples_at_once: examples in memory at a time, in the format of `tasks.batch_memory.check_at_once`.
     """
 
@@ -110,6 +111,7 @@ class ClientSettings:
     held_out: float | None = None
     group_equal_rows: bool = False
     examples_at_once: Annotated[str, RARE] = "auto"
+    own_folder: Annotated[str, RARE] = ""
 
     @property
     def canary_clients(self) -> CanaryClients:

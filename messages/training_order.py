@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 ORDER_KEY = "fedveil-training"  # in the strategy's configuration record
 MAX_ORDER_BYTES = 8192  # one has under 700, and 100 more for each column that it scales
 MAX_SCALED = 32  # columns that are scaled, the limit of one question
+OWN_LAYERS = "layers that stay at their client"  # option of every task: an `OwnLayers` as plain data
+OF_ORDERS = "moments", OWN_LAYERS  # options of tasks that an order adds
+HEAD = (
+    "the layers that stay have seen a record before its noise, so an update computed with them is not hidden by it; use "
+    "personal=after, which trains them after the release"
+)
 MAX_RUN = 200  # characters of a run's name
 DIGEST = Form("[0-9a-f]{64}", "give 64 hexadecimal digits")
 NEW = "@"  # between a run's display name and the part that makes it unique
@@ -131,6 +137,27 @@ class RecordTerms:
 
 
 @dataclass(frozen=True)
+class OwnLayers:
+    """Parts of the model that stay at their client, which stores them from round to round.
+
+    Attributes:
+      patterns: of names of parameters and buffers, such as `head.*`; see `fnmatch`.
+      rounds: number of the newest rounds that a client may have to go back to: those from one checkpoint to the next.
+
+    Raises:
+      Refusal: a value is out of range.
+    """
+
+    patterns: tuple[str, ...]
+    rounds: Annotated[int, Range(ge=1, le=MAX_PARTICIPATIONS)]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not self.patterns:
+            raise Refusal("own_layers", [], "name at least one pattern, such as head.*")
+
+
+@dataclass(frozen=True)
 class TrainingOrder:
     """Order of one round's training.
 
@@ -148,6 +175,8 @@ class TrainingOrder:
       arm: arm of tuning that the round trains; in JSON only if given.
       moments: mean and deviation of table columns by name, from the clients' answer, to scale inputs; in JSON only if
         given.
+      own_layers: parts of the model that stay at their client; in JSON only if given. Incompatible with a mode that
+        protects records.
 
     Raises:
       Refusal: a value is out of range, or incompatible with `privacy`.
@@ -163,6 +192,7 @@ class TrainingOrder:
     group_equal_rows: bool = False
     arm: Annotated[Arm | None, RARE] = None
     moments: Annotated[Mapping[str, tuple[float, float]] | None, RARE, "checked by _moments"] = None
+    own_layers: Annotated[OwnLayers | None, RARE] = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -171,6 +201,12 @@ class TrainingOrder:
             # step on the records of all clients has a given rate, and no released number depends on how many train.
             remedy = "the number of training records would reveal which they are"
             raise Refusal("held_out", self.held_out, f"is incompatible with privacy={self.privacy}: {remedy}")
+        if self.own_layers is not None and self.record is not None:
+            raise Refusal(
+                "own_layers",
+                list(self.own_layers.patterns),
+                f"is incompatible with privacy={self.privacy}: {HEAD}",
+            )
         object.__setattr__(self, "moments", _moments(self.moments) if self.moments else None)
         for name, value, modes in (
             ("client", self.client, CLIENT_MODES),
@@ -187,8 +223,9 @@ class TrainingOrder:
 
     @property
     def task_options(self) -> dict[str, object]:
-        """Options that the order adds to those of the owner's task: the scaling of tables' inputs."""
-        return {"moments": self.moments} if self.moments else {}
+        """Options that the order adds to those of the owner's task: the scaling of tables' inputs, layers that stay."""
+        options = dict(zip(OF_ORDERS, (self.moments, plain_of(self.own_layers)), strict=True))
+        return {name: value for name, value in options.items() if value}
 
     def to_json(self) -> str:
         """Return the order as JSON, the same for equal orders."""
@@ -227,7 +264,7 @@ class TrainingOrder:
             raise Refusal(ORDER_KEY, text[:40], f"is no order ({error})") from error
 
 
-RARE_KEYS = {"arm", "moments", "singly"}
+RARE_KEYS = {"arm", "moments", "own_layers", "singly"}
 KEYS = {each.name for each in fields(TrainingOrder)} - {"training", "group_equal_rows", *RARE_KEYS} | {
     *ORDERED
 }

@@ -20,6 +20,7 @@ from ..privacy.statistics.evaluation import Evaluation
 from ..privacy.statistics.figure import Figure, count_of, unsaid
 from ..privacy.statistics.inquiry import CLIPPED, Answer, Inquiry, Question, clipped_name
 from ..privacy.statistics.prefixes import Prefixes
+from ..run.client_instructions import own_layers_of
 from ..run.files import OPERATOR
 from ..run.queries import Reach
 from ..server.participants import Participants
@@ -207,6 +208,7 @@ def question_order(
         group_equal_rows=federation.settings.group_equal_rows and share is not None,
         arm=arm,
         moments=federation.moments,
+        own_layers=own_layers_of(federation.settings),
     )
     return {ORDER_KEY: order.to_json()}
 

@@ -114,7 +114,8 @@ def _with_scaling(federation: Federation, moments: Moments, plan: Plan | None = 
     settings = federation.settings.model_copy(update={"task": task.model_copy(update={"scaling": None})})
     population = federation.population
     options = task_options(settings, federation.seed) if population.reads_data else settings.task.options
-    loaded = load_task(task.name, {**options, "moments": dict(moments)}, settings.allow_modules)
+    added = {**settings.options_of_groups, "moments": dict(moments)}
+    loaded = load_task(task.name, {**options, **added}, settings.allow_modules)
     clients = population.scaled(settings, loaded, keep_names=federation.mode.client_budget is not None)
     scaled = replace(federation, settings=settings, task=loaded, moments=dict(moments), population=clients)
     if federation.simulated and plan:

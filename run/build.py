@@ -68,7 +68,9 @@ def build(
     """
     seed = 0 if settings.seed is None else settings.seed
     settings = _with_rule_of_resumed_run(settings)
-    options = settings.task.options if deployed else task_options(settings, seed)
+    options = task_options(settings, seed)
+    if deployed:
+        options = {**settings.task.options, **settings.options_of_groups}
     task = _announced(settings, options) if announced and objects is NO_OBJECTS else None
     task = task or _task(settings, options, objects.task)
     num_clients, mode = (deployed or task).num_clients, mode_of(settings)

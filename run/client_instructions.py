@@ -7,14 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..base.bounded_decoding import build
 from ..base.refusal import Refusal
 from ..configs.schema import SimulationSettings
 from ..configs.task_settings import CsvTask, FlwrPartition
 from ..messages.client_settings import ClientSettings
-from ..messages.training_order import ORDER_KEY, TrainingOrder
+from ..messages.training_order import ORDER_KEY, OWN_LAYERS, OwnLayers, TrainingOrder
 from ..modes.federation import Federation, mode_of
 from ..populations.population import extra_of
 from ..tasks import DEALT, GROUP_EQUAL_ROWS, HELD_ALONE, HELD_BACK, PLANTED
+from .files import PERSONAL
 from .prepared_run import Run
 from .queries import queries_of, query_events
 
@@ -82,6 +84,7 @@ def _plain_settings(federation: Federation, folder: Path) -> ClientSettings:
         accelerator=s.engine.device,
         dtype=s.engine.dtype,
         examples_at_once=s.engine.examples_at_once,
+        own_folder=str((folder / PERSONAL).absolute()),
     )
 
 
@@ -116,7 +119,9 @@ def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, An
     """
     seed = seed or 0
     share = held_out_share(settings)
-    common: dict[str, Any] = {} if share is None else {HELD_BACK: share}
+    common = dict(settings.options_of_groups)
+    if share is not None:
+        common[HELD_BACK] = share
     if share is not None and mode_of(settings).charges_records:
         common[HELD_ALONE] = True
     if settings.group_equal_rows:
@@ -136,6 +141,12 @@ def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, An
         **common,
     }
     return {key: value for key, value in options.items() if value is not None}
+
+
+def own_layers_of(settings: SimulationSettings) -> OwnLayers | None:
+    """Return the layers that stay at their client; None if all travel."""
+    plain = settings.options_of_groups.get(OWN_LAYERS)
+    return plain and build(OwnLayers, plain)
 
 
 def held_out_share(settings: SimulationSettings) -> float | None:
@@ -158,5 +169,6 @@ def order_of(run: Run) -> dict[str, str]:
         held_out=held_out_share(s),
         group_equal_rows=s.group_equal_rows and held_out_share(s) is not None,
         moments=run.federation.moments,
+        own_layers=own_layers_of(s),
     )
     return {ORDER_KEY: order.to_json()}

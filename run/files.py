@@ -11,6 +11,7 @@ FOR_OPERATOR = "operator"  # folder of the report that only the operator may rea
 BLAME = "blame.jsonl"  # evidence against members at fault, one line for each attempt at a sum
 ROSTERS = "rosters.jsonl"  # of real clients: the eligible ones, and the first round with this roster
 RESULT = "result.json"
+PERSONAL = "personal"  # folder of what simulated clients keep of their own models
 CLIENTS_LOG = "clients.log"  # errors of clients on this machine
 MODEL = "model.safetensors"
 BASE = "base.json"  # hash of what every client has of the model already, which no checkpoint and no message holds

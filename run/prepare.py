@@ -181,7 +181,7 @@ def _check_evaluation(federation: Federation) -> None:
     """Warn of a model that is not evaluated; refuse a user's that fails on the first held-out examples."""
     count = len(held_out_of(federation.task))
     if not count or not federation.held_out_public:
-        warn(NOT_MEASURED if count else NO_HELD_OUT)
+        warn(getattr(federation.task, "not_measured", NOT_MEASURED) if count else NO_HELD_OUT)
     elif federation.settings.task.own and own_training(federation.task) is None:
         _check_measured(federation.task, federation.settings.engine.examples_at_once)
 

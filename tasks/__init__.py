@@ -13,6 +13,7 @@ from ..base.extensions import extension, names
 from ..base.extras import MODULES, require_extra
 from ..base.refusal import Refusal
 from ..configs.strict import nearest
+from ..messages.training_order import OWN_LAYERS
 from .data import Examples, check_examples
 from .numpy_task import as_task
 from .protocol import PooledTask, Task
@@ -49,7 +50,14 @@ HELD_ALONE = "held back by itself"  # option: select each record independently o
 # Option: hold equal records out together, by the rule of earlier releases; only for runs that these began.
 GROUP_EQUAL_ROWS = "equal records held back together"
 DEALT = "partition of a pool"  # option: how to deal a `PooledTask`'s pool; the partition's keys, num_clients and seed
-OF_ALL = (PLANTED, DEALT, HELD_BACK, HELD_ALONE, GROUP_EQUAL_ROWS)  # options that every task takes
+OF_ALL = (
+    PLANTED,
+    DEALT,
+    HELD_BACK,
+    HELD_ALONE,
+    GROUP_EQUAL_ROWS,
+    OWN_LAYERS,
+)  # options that every task takes
 
 
 def load_task(
@@ -126,8 +134,12 @@ def as_run(task: Task, options: Mapping[str, Any]) -> Task:
 
     Args:
       task: the task as it was made; it is not changed.
-      options: those of `load_task`; only HELD_BACK, HELD_ALONE, GROUP_EQUAL_ROWS and PLANTED are read here.
+      options: those of `load_task`; only those of `OF_ALL` are read here, without DEALT.
     """
+    if options.get(OWN_LAYERS) is not None:
+        task = extension("personal", "own_layers", "personal", "layers").with_own_layers(
+            task, options[OWN_LAYERS]
+        )
     if options.get(HELD_BACK) is not None:
         from .held_back import held_back
 

@@ -56,6 +56,8 @@ class InPlaceRound:
     Attributes:
       bench: task and model.
       training: its settings.
+      run: name of the run.
+      number: of the round.
       key: of the round; examples' orders and layers' draws derive from it.
       received: arrays of the instruction, in the order of `state`, on the model's device.
       state: the model's parameters and buffers.
@@ -66,6 +68,8 @@ class InPlaceRound:
 
     bench: Workbench
     training: LocalTraining
+    run: str
+    number: int
     key: int
     received: list[Tensor]
     state: list[Tensor]
@@ -85,10 +89,12 @@ class InPlaceRound:
                 torch._foreach_copy_(self.state, self.received)
             if not len(data):  # it answers with a zero update
                 return {wire.WEIGHT: 0.0, TRAIN_LOSS: 0.0}
+            bench.load_own(client, self.run, self.number)
             seed_layers(self.key, client, data, bench.device)
             examples = placed(data, bench.device)
             loss = train(bench.model, bench.task, examples, self.training, client, self.key, bench.precision)
             bench.require_base()
+            bench.store_own(client, self.run, self.number)
         except Exception:
             logger.exception("round failed at this client")
             return "failed"
@@ -172,7 +178,7 @@ def check_apart(bench: Workbench) -> None:
 
 def begin(bench: Workbench, content: RecordDict) -> InPlaceRound:
     """Return the round of an instruction for every client of a cohort; it shares the memory of the bench's model."""
-    _, number = wire.read_round(content)
+    run, number = wire.read_round(content)
     arrays, spec = wire.only_arrays(content), wire.sum_spec_of(content)
     state = bench.model.state_dict(keep_vars=True)
     tensors = {name: each.detach() for name, each in state.items() if isinstance(each, Tensor)}
@@ -187,6 +193,8 @@ def begin(bench: Workbench, content: RecordDict) -> InPlaceRound:
     return InPlaceRound(
         bench,
         training_settings(content, bench.settings),
+        run,
+        number,
         key_of_round(bench.settings.seed, number),
         received=[moved(torch.from_numpy(value), bench.device) for value in received.values()],
         state=[tensors[name] for name in received],

@@ -56,6 +56,7 @@ if TYPE_CHECKING:  # a linear model needs no torch
 
 logger = logging.getLogger("fedveil.client")
 
+PERSONAL = "personal"  # in the state folder: the layers that stay here, by run
 ACCELERATOR = "FEDVEIL_DEVICE"  # environment variable: device of the training, such as cuda; default cpu
 EXAMPLES_AT_ONCE = (
     "FEDVEIL_EXAMPLES_AT_ONCE"  # environment variable: as engine.examples_at_once; default auto
@@ -297,6 +298,7 @@ def read_device(bundle: ClientBundle) -> Device:
         device=device_name(bundle.settings),
         accelerator=os.environ.get(ACCELERATOR, "cpu"),
         examples_at_once=os.environ.get(EXAMPLES_AT_ONCE, "auto"),
+        own_folder=str(bundle.state / PERSONAL),
     )
     if choice.kind is None:
         from ...tasks.batch_memory import check_at_once  # torch, not needed by a linear model

@@ -102,6 +102,9 @@ class LinearTask:
         if order.moments:
             remedy = "scale the columns of tables; this device has no schema"
             raise Refusal("moments", list(order.moments), remedy)
+        if order.own_layers:
+            remedy = "a linear device sends its only layer; use a task with torch"
+            raise Refusal("own_layers", list(order.own_layers.patterns), remedy)
         if not order.training.optimizer.plain:
             remedy = "a linear device trains by plain SGD; use optimizer=sgd, or a task with torch"
             raise Refusal("optimizer", order.training.optimizer.name, remedy)

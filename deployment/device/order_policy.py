@@ -217,6 +217,8 @@ def _violations(
         yield "run", run, f"runs = {list(policy.runs)}"
     if epochs > policy.maximum_local_epochs:
         yield "local_epochs", epochs, f"maximum_local_epochs = {policy.maximum_local_epochs}"
+    if order.own_layers and not policy.own_layers:
+        yield "own_layers", list(order.own_layers.patterns), "own_layers = false"
     if not _allowed(order.privacy, terms, policy):
         trusted = str(policy.trust_server).lower()
         limit = f"trust_server = {trusted}" if terms is None else "masks require shares of noise, or records"

@@ -31,6 +31,7 @@ class OwnerPolicy:
       minimum_cohort, collusion, dropout, maximum_clipping_norm, minimum_noise_multiplier, profile,
         minimum_roster_version: as in `privacy.secagg.policy.Policy`.
       maximum_local_epochs: of one round.
+      own_layers: whether a run may let layers of the model stay on this device, which stores them.
       suites: numbers of the suites of primitives that an attempt may use; [2, 3] requires post-quantum keys, [3] also
         post-quantum signatures.
       peers: fingerprints of the peers that the owner trusts, by a name of the owner's choice; empty trusts all members
@@ -63,6 +64,7 @@ class OwnerPolicy:
     minimum_noise_multiplier: Annotated[float, Range(ge=0)]
     profile: Profile
     maximum_local_epochs: Annotated[int, Range(ge=1, le=MAX_EPOCHS)]
+    own_layers: bool = True
     suites: tuple[int, ...] = tuple(sorted(SUITES))
     peers: Mapping[str, Annotated[str, hexadecimal(HASH_BYTES)]] = field(default_factory=dict[str, str])
     peers_at_least: Annotated[int, Range(ge=0)] = 0

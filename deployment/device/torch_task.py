@@ -15,7 +15,7 @@ from ...base.refusal import Refusal
 from ...client.app import train_round
 from ...client.workbench import Workbench
 from ...messages.client_settings import ClientSettings
-from ...messages.training_order import TrainingOrder
+from ...messages.training_order import OF_ORDERS, TrainingOrder
 from ...privacy.budget import Unit
 from ...privacy.statistics.columns import Table
 from ...privacy.statistics.evaluation import Evaluation
@@ -50,7 +50,7 @@ class TorchTask:
     def __init__(self, settings: ClientSettings, client: int) -> None:
         self._settings, self._client, self._own_bench = settings, client, Workbench(settings)
         # A run has one scaling and one share of held-out records; a question before its rounds has others.
-        self._scaled_bench = lru_cache(maxsize=2)(self._new_scaled_bench)
+        self._ordered_bench = lru_cache(maxsize=2)(self._new_ordered_bench)
         self._bench = lru_cache(maxsize=2)(self._new_bench)
         self._agreement = lru_cache(maxsize=2)(self._new_agreement)
         num_clients = self._own_bench.task.num_clients
@@ -59,29 +59,29 @@ class TorchTask:
         self._own_bench.require_base()  # creates the model, or refuses it now
         check_owners_data(self._own_bench.task, client)
 
-    def _new_scaled_bench(self, scaling: str) -> Workbench:
-        """Return the workbench whose task scales columns by the order's moments, in JSON; empty scales none."""
-        if not scaling:
+    def _new_ordered_bench(self, ordered: str) -> Workbench:
+        """Return the workbench whose task has the options of an order, as of `_ordered_in`."""
+        if not ordered:
             return self._own_bench
-        options = {**self._settings.task_options, "moments": json.loads(scaling)}
+        options = {**self._settings.task_options, **json.loads(ordered)}
         return Workbench(replace(self._settings, task_options=options))
 
-    def _new_agreement(self, scaling: str) -> str | None:
-        return agreement_of(self._scaled_bench(scaling).task)
+    def _new_agreement(self, ordered: str) -> str | None:
+        return agreement_of(self._ordered_bench(ordered).task)
 
     def _new_bench(
-        self, held_out: float | None, alone: bool, group_equal_rows: bool, scaling: str
+        self, held_out: float | None, alone: bool, group_equal_rows: bool, ordered: str
     ) -> Workbench:
         """Return a workbench for a run, arguments as of `tasks.held_back`; a share of None holds no record out."""
-        bench = self._scaled_bench(scaling)
+        bench = self._ordered_bench(ordered)
         if held_out is None:
             return bench
         return Workbench(bench.settings, held_back(bench.task, held_out, alone, group_equal_rows))
 
     def train(self, message: Message, settings: ClientSettings) -> Message:
         """Return the reply with the model trained on the owner's data; arguments as of `client.app.train_round`."""
-        is_joint_step, scaling = settings.step is not None, _scaling_in(settings.task_options)
-        bench = self._bench(settings.held_out, is_joint_step, settings.group_equal_rows, scaling)
+        is_joint_step, ordered = settings.step is not None, _ordered_in(settings.task_options)
+        bench = self._bench(settings.held_out, is_joint_step, settings.group_equal_rows, ordered)
         reply = train_round(message, self._client, bench, settings)
         give_back()  # frees the gradients before the vector is computed
         return reply
@@ -98,7 +98,7 @@ class TorchTask:
           released: file of the model that a question is about; None without one.
         """
         task, record = self._own_bench.task, order.record
-        if order.agreement != self._agreement(_scaling_in(order.task_options)):
+        if order.agreement != self._agreement(_ordered_in(order.task_options)):
             remedy = "the server has another schema, model or base; take them from the same fedveil provision"
             options = self._settings.task_options
             if "schema" in options:
@@ -124,14 +124,15 @@ class TorchTask:
           order: of the server, in the same message.
           evaluation: what is measured.
         """
-        is_of_records, scaling = evaluation.unit is Unit.RECORD, _scaling_in(order.task_options)
-        bench = self._bench(evaluation.share, is_of_records, order.group_equal_rows, scaling)
+        is_of_records, ordered = evaluation.unit is Unit.RECORD, _ordered_in(order.task_options)
+        bench = self._bench(evaluation.share, is_of_records, order.group_equal_rows, ordered)
         return measured_at(bench, self._client, message.content, evaluation)
 
 
-def _scaling_in(task_options: Mapping[str, object]) -> str:
-    """Return the scaling in a task's options as JSON, which can be a key; empty where there is none."""
-    return json.dumps(task_options["moments"], sort_keys=True) if task_options.get("moments") else ""
+def _ordered_in(task_options: Mapping[str, object]) -> str:
+    """Return the options that an order has added to a task's as JSON, which can be a key; empty where there are none."""
+    ordered = {name: task_options[name] for name in OF_ORDERS if task_options.get(name)}
+    return json.dumps(ordered, sort_keys=True) if ordered else ""
 
 
 def check_owners_data(task: Task, client: int) -> None:

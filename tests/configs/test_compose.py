@@ -36,6 +36,7 @@ OWN_CLASS = {
         "partition.target=flwr_datasets.partitioner.IidPartitioner",
     ],
     "task/custom": ["task.target=mine:Task", "allow_modules=[mine]"],
+    "personal/layers": ["personal.layers=[head.*]"],
     "task/csv": ["task.folder=hospitals"],
     "task/text": ["task.folder=letters", "task.base=model"],
     **{f"adapter/{name}": ["task=text", "task.folder=x", "task.base=y"] for name in ("ffa", "lora", "rxr")},

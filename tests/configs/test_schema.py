@@ -40,6 +40,7 @@ OF_TASK = {
 OF_EXTENSIONS = {"cost": CostSettings(), "evaluate": EvaluateSettings()}
 TARGET = {
     "task/custom": {"target": "mine:Task"},
+    "personal/layers": {"layers": ["head.*"]},
     "partition/flwr": {"target": "flwr_datasets.partitioner.IidPartitioner"},
 }
 

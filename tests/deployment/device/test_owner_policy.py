@@ -27,7 +27,7 @@ from fedveil.messages.flower_adapter import name_message
 from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.notices import RunOver, message_to, renewal_to
 from fedveil.messages.secure_wire import messages_of, read_position
-from fedveil.messages.training_order import ORDER_KEY, ModeName, RecordTerms
+from fedveil.messages.training_order import ORDER_KEY, ModeName, OwnLayers, RecordTerms
 from fedveil.messages.wire import SECURE_RECORD, Exchange, instruct, memory_arrays
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger.ledger import read_entries
@@ -79,6 +79,7 @@ REASONS = {
     "l": "binds a semi-honest server alone, in the sparse graph of a large cohort, whose shape is held against it there",
     "m": "no authority is replaced here: a device that does not follow the rollover takes the old one's word alone",
     "n": "names keys of witnesses; the next row demands them",
+    "o": "an order that protects records names no such layers",
 }
 ORDERS = ("train", "ask", "rows", "evaluate", "scale")
 QUESTIONS = ORDERS[1:]
@@ -104,6 +105,7 @@ class Against:
 Cell = Against | str  # of REASONS
 NOBODY = {"nobody": "0" * 64}
 TOO_FEW_PEERS = Against({"peers": NOBODY, "peers_at_least": 1})
+NO_LAYERS = Against({"own_layers": False}, wrong={"layers": OwnLayers(("head.*",), 1)})
 WITNESSED = {"witnesses": NOBODY, "witnessed_by_at_least": 1}
 YESTERDAY = datetime.now(UTC).date() - timedelta(days=1)
 COMMON: dict[str, Any] = {"purposes": ("statistics", "evaluation", "scaling")}
@@ -149,6 +151,13 @@ TABLE: dict[str, dict[str, Cell]] = {
     ),
     "runs": spent(Against({"runs": ("autumn",)})),
     "maximum_local_epochs": spent(Against({"maximum_local_epochs": 1})),
+    "own_layers": row(
+        "b",
+        masks=NO_LAYERS,
+        confirm="h",
+        rows="o",
+        **at(("train", "ask", "evaluate", "scale"), NO_LAYERS),
+    ),
     "trust_server": row(
         "b",
         cohort="f",
@@ -241,14 +250,27 @@ def spec_with(purpose: str | None) -> SumSpec:
     return SumSpec(1.0, (*MADE["SCALARS"], *beside), 0.05)
 
 
-def trains(clients: Path, policy: Mapping[str, Any], purpose: str | None = None) -> bool:
-    return answers(clients, policy, MADE["in_the_clear"](CENTRAL, spec=spec_with(purpose)))
+def trains(
+    clients: Path, policy: Mapping[str, Any], purpose: str | None = None, layers: OwnLayers | None = None
+) -> bool:
+    order = replace(CENTRAL, own_layers=layers)
+    return answers(clients, policy, MADE["in_the_clear"](order, spec=spec_with(purpose)))
 
 
-def asks(clients: Path, policy: Mapping[str, Any], purpose: str = "statistics", unit: str = "client") -> bool:
+def asks(
+    clients: Path,
+    policy: Mapping[str, Any],
+    purpose: str = "statistics",
+    unit: str = "client",
+    layers: OwnLayers | None = None,
+) -> bool:
     keys = {"name": "labels", "purpose": purpose, "unit": unit, "records": 40, "why": "How many of each?"}
     asked = read_inquiry({**keys, "ask": [LABELS]})
-    order, spec, noise = replace(CENTRAL, run=asked.name), SumSpec(1.0, asked.segments), None
+    order, spec, noise = (
+        replace(CENTRAL, run=asked.name, own_layers=layers),
+        SumSpec(1.0, asked.segments),
+        None,
+    )
     if unit == "record":
         order = replace(order, privacy=ModeName.RECORD, client=None, record=RECORDS)
         spec, noise = SumSpec(None, (Segment("num-examples", 1.0),)), 3.0
@@ -256,9 +278,9 @@ def asks(clients: Path, policy: Mapping[str, Any], purpose: str = "statistics", 
     return answers(clients, policy, Message(instruct(content, spec, asked.name, 1), 2, "train"))
 
 
-def evaluates(clients: Path, policy: Mapping[str, Any]) -> bool:
+def evaluates(clients: Path, policy: Mapping[str, Any], layers: OwnLayers | None = None) -> bool:
     asked = Evaluation("spring evaluation", 0.3)
-    order = replace(CENTRAL, run=asked.name, held_out=asked.share)
+    order = replace(CENTRAL, run=asked.name, held_out=asked.share, own_layers=layers)
     arrays = memory_arrays({name: array.numpy() for name, array in MADE["content"]()["arrays"].items()})
     content = evaluation_content(asked, arrays, {ORDER_KEY: order.to_json()})
     return answers(
@@ -291,6 +313,7 @@ def masked(
     purpose: str | None = None,
     profile: Profile = Profile.MALICIOUS,
     left: tuple[int, ...] = (),
+    layers: OwnLayers | None = None,
 ) -> bool:
     """Return whether c0 refuses in one exchange of an encrypted sum, with a policy that it has from then on."""
     start = policy if exchange is Exchange.PROPOSAL else {}
@@ -321,7 +344,7 @@ def masked(
 
     grid = MADE["Devices"](devices, fault)
     masking = Masking(devices[3].bundle.identity.roster, 0.4, 0.1, profile)
-    content = MADE["content"](ORDER)
+    content = MADE["content"](replace(ORDER, own_layers=layers))
     wanted = Sum("spring", 1, content, "train", spec_with(purpose), {"w": (3, 7)}, 3.0)
     SecureSums(grid, masking).sum(grid.get_node_ids(), wanted, None)
     return refused[0]
@@ -414,7 +437,7 @@ CALLS: dict[str, Door] = {
     "ask": asks,
     "rows": lambda *given: asks(*given, unit="record"),
     "evaluate": evaluates,
-    "scale": lambda *given: asks(*given, purpose="scaling"),
+    "scale": lambda *given, **how: asks(*given, purpose="scaling", **how),
     "end": ends,
 }
 CELLS = [
