@@ -45,7 +45,7 @@ def read_released(model: nn.Module, file: bytes) -> None:
     except (SafetensorError, ValueError, KeyError) as error:
         raise Refusal("model", f"{len(file)} bytes", "is not the file of a model") from error
     if not holds_arrays(model, arrays):
-        remedy = "is of another task with other arrays; name a run of this task"
+        remedy = "is of another task, or lacks layers that stay at its clients; name a run of this task, or an own model"
         raise Refusal("model", f"{len(arrays)} arrays", remedy)
     load_arrays(model, arrays)
 

@@ -117,6 +117,18 @@ def test_ray_and_the_in_process_engine_train_the_same_bits(tmp_path: Path) -> No
     assert told == also and any(json.loads(line)["dropped"] for line in told)
 
 
+def test_layers_that_stay_on_ray_are_those_of_one_process(tmp_path: Path) -> None:
+    common = ["task=digits", "task.num_clients=20", "num_rounds=2", "personal=layers", "personal.layers=[*bias]"]
+    files: list[dict[Path, bytes]] = []
+    for name, engine in (("here", ()), ("ray", TWO)):
+        run_quietly([*common, *engine], tmp_path / name)
+        own = (tmp_path / name / "personal").rglob("0*.safetensors")
+        paths = [*own, tmp_path / name / "model.safetensors"]
+        files.append({path.relative_to(tmp_path / name): path.read_bytes() for path in paths})
+    assert files[0] == files[1]
+    assert len(files[0]) > 1
+
+
 def test_stacked_clients_on_ray_give_their_sum_with_their_only_share(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stacks differ, so that the sums agree to rounding; no actor is asked for a sum again."""
     taken: list[list[list[int]]] = []
