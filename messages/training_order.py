@@ -201,7 +201,7 @@ class TrainingOrder:
             # step on the records of all clients has a given rate, and no released number depends on how many train.
             remedy = "the number of training records would reveal which they are"
             raise Refusal("held_out", self.held_out, f"is incompatible with privacy={self.privacy}: {remedy}")
-        if self.own_layers is not None and self.record is not None:
+        if self.own_layers and self.record:
             raise Refusal(
                 "own_layers",
                 list(self.own_layers.patterns),

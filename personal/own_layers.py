@@ -109,7 +109,7 @@ def own_names_of(model: nn.Module, patterns: tuple[str, ...]) -> frozenset[str]:
         raise Refusal("personal.layers", list(patterns), "leaves nothing that travels; name fewer layers")
     sent = {_memory(value): name for name, value in trained.items() if name not in own}
     for name in sorted(own):
-        if (other := sent.get(_memory(trained[name]))) is not None:
+        if other := sent.get(_memory(trained[name])):
             remedy = f"{name} is {other}, which travels; name both or none"
             raise Refusal("personal.layers", list(patterns), remedy)
     return frozenset(own)
@@ -153,8 +153,7 @@ def load_own(model: nn.Module, settings: ClientSettings, client: int, run: str, 
     Raises:
       Refusal: the file is damaged, or of another model.
     """
-    path = _newest(_folder_of(settings, client, run), number - 1)
-    if path is not None:
+    if path := _newest(_folder_of(settings, client, run), number - 1):
         load_arrays(model, _read(path, model))
 
 
@@ -169,9 +168,10 @@ def store_own(model: nn.Module, settings: ClientSettings, client: int, run: str,
         if settings.device:
             _drop_earlier_runs(own.parent.parent)
     replace_file(_file(own, number), safetensors_parts(own_arrays(model)))
-    oldest = _newest(own, number - getattr(model, ROUNDS))
-    for each in _numbers(own):
-        if each > number or (oldest is not None and each < _number(oldest)):
+    numbers = _numbers(own)
+    oldest = max([0, *(each for each in numbers if each <= number - getattr(model, ROUNDS))])
+    for each in numbers:
+        if not oldest <= each <= number:
             _file(own, each).unlink(missing_ok=True)
 
 
@@ -189,8 +189,7 @@ def whole_model(model: nn.Module, shared: Arrays, folder: Path) -> Arrays:
       folder: of the client's layers, as of `layers_folder`.
     """
     path = _newest(folder)
-    own = own_arrays(model) if path is None else _read(path, model)
-    return {**shared, **own}
+    return {**shared, **(_read(path, model) if path else own_arrays(model))}
 
 
 def _read(path: Path, model: nn.Module) -> Arrays:

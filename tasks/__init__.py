@@ -136,10 +136,9 @@ def as_run(task: Task, options: Mapping[str, Any]) -> Task:
       task: the task as it was made; it is not changed.
       options: those of `load_task`; only those of `OF_ALL` are read here, without DEALT.
     """
-    if options.get(OWN_LAYERS) is not None:
-        task = extension("personal", "own_layers", "personal", "layers").with_own_layers(
-            task, options[OWN_LAYERS]
-        )
+    if layers := options.get(OWN_LAYERS):
+        own_layers = extension("personal", "own_layers", "personal", "layers")
+        task = own_layers.with_own_layers(task, layers)
     if options.get(HELD_BACK) is not None:
         from .held_back import held_back
 

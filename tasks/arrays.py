@@ -48,8 +48,8 @@ def emptied(model: nn.Module) -> nn.Module:
 
 def _sent_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the model's trainable parameters by all their names, without those that stay at their client."""
-    named, own = model.named_parameters(remove_duplicate=False), own_names(model)
-    return {name: parameter for name, parameter in named if parameter.requires_grad and name not in own}
+    parameters, own = model.named_parameters(remove_duplicate=False), own_names(model)
+    return {name: each for name, each in parameters if each.requires_grad and name not in own}
 
 
 @contextmanager

@@ -210,7 +210,7 @@ def test_layers_of_the_rounds_since_a_checkpoint_stay(tmp_path: Path) -> None:
     assert names == [f"{number:06}.safetensors" for number in (5, 6, 7, 8)]
 
 
-def test_layers_of_rounds_that_a_checkpoint_undid_are_deleted(tmp_path: Path) -> None:
+def test_layers_of_undone_rounds_are_deleted(tmp_path: Path) -> None:
     model = marked()
     for number in (4, 5, 3):
         change(model, number)
@@ -304,7 +304,7 @@ def test_a_run_is_what_its_clients_train_by_hand(tmp_path: Path) -> None:
             np.testing.assert_allclose(own[name], value, atol=1e-5)
 
 
-def test_heads_of_one_sided_clients_are_better_than_a_shared_one(tmp_path: Path) -> None:
+def test_heads_of_one_sided_clients_beat_a_shared_one(tmp_path: Path) -> None:
     long = ("num_rounds=10", "learning_rate=0.3", "local_epochs=4", "batch_size=10", "task.num_clients=20")
     run_quietly(overrides(*HEAD_ONLY, *long), tmp_path / "layers")
     shared = run_quietly([*overrides(*long), "personal=none"], tmp_path / "shared")
@@ -347,7 +347,7 @@ def test_every_path_stores_the_same_layers(keys: tuple[str, ...], tmp_path: Path
 
 
 @pytest.mark.parametrize("mode", ["client_central", "client_distributed"])
-def test_what_stays_costs_nothing(mode: str, tmp_path: Path) -> None:
+def test_layers_that_stay_cost_nothing(mode: str, tmp_path: Path) -> None:
     noisy = (
         *(f"privacy={mode}", "privacy.noise_multiplier=2", "privacy.target_epsilon=null", "num_rounds=2"),
         *(
@@ -437,7 +437,7 @@ def test_clients_evaluate_their_whole_models(tmp_path: Path) -> None:
         (("task.held_out=public",), "the released model lacks the layers"),
     ],
 )
-def test_what_cannot_be_true_is_refused(keys: tuple[str, ...], words: str) -> None:
+def test_runs_that_cannot_be_true_are_refused(keys: tuple[str, ...], words: str) -> None:
     with pytest.raises(Refusal, match=words):
         settings_from_overrides(overrides(*HEAD_ONLY, *keys))
 
