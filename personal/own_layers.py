@@ -22,7 +22,7 @@ from copy import copy
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,6 +90,14 @@ def with_own_layers(task: AnyTask, layers: Mapping[str, Any]) -> AnyTask:
             f"{type(task).__name__} has slots, or a held_out_public that cannot be set; give it a __dict__"
         )
         raise Refusal("personal.layers", list(make_model.layers.patterns), remedy) from error
+    return copied
+
+
+def without_own_layers(task: AnyTask) -> AnyTask:
+    """Return a copy of a task of `with_own_layers` that is of whole models."""
+    copied = copy(task)
+    marked = cast(MarkedModel, task.model)
+    object.__setattr__(copied, "model", marked.task.model)
     return copied
 
 

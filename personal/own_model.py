@@ -26,7 +26,9 @@ from .choice import (
     EVIDENCE,
     LOCAL,
     LOSS,
+    OWN,
     PARTS,
+    PERSONAL,
     POINTS,
     SHARED,
     TEMPERATURES,
@@ -35,6 +37,7 @@ from .choice import (
     FoldMeans,
     choice_of,
     folds_of,
+    means_of,
 )
 from .training import Arrays, OwnTraining, Precision, check_own, train_local, train_own
 
@@ -105,6 +108,42 @@ def own_model(
         except Exception:  # of the task's own code, as in a round
             logger.exception("the client's own model failed")
     return shared, Choice(SHARED, 0.0, 0, {})
+
+
+def whole_model_figures(
+    task: Task,
+    model: nn.Module,
+    rows: Rows,
+    whole: Arrays,
+    own: OwnTraining,
+    key: int,
+    evaluation: Evaluation = PLAIN,
+) -> Choice:
+    """Return the figures of a model of which some layers stayed at the client, and of one of its own rows alone.
+
+    The client has nothing to choose: the released part has no figures without these layers.
+
+    Args:
+      task: all of whose layers travel; gives the loss, the metrics and the initial model.
+      model: a model of the task, trained in place.
+      rows: of the client.
+      whole: arrays of the client's whole model, by name.
+      own: parameters of the training of a model of these rows alone.
+      key: of the training's draws.
+      evaluation: how models are evaluated.
+    """
+    if not len(rows.training) or not len(rows.held_out):
+        return Choice(OWN, 1.0, 0, {})
+    bench = _Bench(task, model, whole, own, key, evaluation)
+    folds = bench.placed(rows.held_out, folds_of(len(rows.held_out), _persons(rows.held_out)))
+    counts = np.array([len(each) for each in folds], float)
+    personal = bench.measured(whole, 1.0, folds)
+    local = bench.local(placed(rows.training, bench.device), folds)
+    means = {
+        PERSONAL: means_of(counts, [personal] * len(folds)),
+        LOCAL: means_of(counts, [local] * len(folds)),
+    }
+    return Choice(OWN, 1.0, len(rows.held_out), {SHARED: {}, **means})
 
 
 @dataclass(frozen=True, eq=False)

@@ -59,7 +59,7 @@ def own_models(run: Run, released: Arrays) -> dict[str, Any]:
     with refusing(run.federation.population.words.folder, folder, "cannot be written"):
         folder.mkdir(mode=0o700, exist_ok=True)
         choices = list(_choices(run, released))
-    return _result(run, choices)
+    return result_of(run, choices)
 
 
 def _choices(run: Run, released: Arrays) -> Iterator[Choice]:
@@ -76,7 +76,7 @@ def _choices(run: Run, released: Arrays) -> Iterator[Choice]:
     own = own_training_of(federation.settings, task)
     evaluation = Evaluation(partial(precision, device, engine.dtype), engine.examples_at_once)
     keys: dict[str, Any] = json.loads(json.dumps({"seed": federation.seed, **asdict(own)}))
-    digest, model = _hash(released), task.model().to(device)
+    digest, model = hash_of_released(released), task.model().to(device)
     for client in range(task.num_clients):
         path = own_path(run.folder, client)
         before = read_own(path)
@@ -91,7 +91,7 @@ def _choices(run: Run, released: Arrays) -> Iterator[Choice]:
         yield before.choice
 
 
-def _hash(arrays: Arrays) -> str:
+def hash_of_released(arrays: Arrays) -> str:
     """Return the SHA-256 of the file of a released model, in hexadecimal."""
     digest = hashlib.sha256()
     for part in safetensors_parts(arrays):
@@ -99,7 +99,7 @@ def _hash(arrays: Arrays) -> str:
     return digest.hexdigest()
 
 
-def _result(run: Run, choices: Sequence[Choice]) -> dict[str, Any]:
+def result_of(run: Run, choices: Sequence[Choice]) -> dict[str, Any]:
     """Return the fields of the run's result: metrics by column, and what the clients chose."""
     from ..tasks.data import derived, mean_figures
 

@@ -33,6 +33,7 @@ ROOMS = (
     "adapters",
     "engines",
     "export",
+    "personal",
     "populations",
     "run",
     "audit",

@@ -118,7 +118,13 @@ def test_ray_and_the_in_process_engine_train_the_same_bits(tmp_path: Path) -> No
 
 
 def test_layers_that_stay_on_ray_are_those_of_one_process(tmp_path: Path) -> None:
-    common = ["task=digits", "task.num_clients=20", "num_rounds=2", "personal=layers", "personal.layers=[*bias]"]
+    common = [
+        "task=digits",
+        "task.num_clients=20",
+        "num_rounds=2",
+        "personal=layers",
+        "personal.layers=[*bias]",
+    ]
     files: list[dict[Path, bytes]] = []
     for name, engine in (("here", ()), ("ray", TWO)):
         run_quietly([*common, *engine], tmp_path / name)

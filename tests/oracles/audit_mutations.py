@@ -117,6 +117,25 @@ LARGE = "such a draw begins above 65 536 clients, more than an audit's runs have
 BEYOND: dict[str, str] = {
     **dict.fromkeys(
         (
+            "layers that have seen a record train an update that is to hide it",
+            "layers that one client trained reach the next",
+            "layers that stay travel",
+            "layers that stay are of the base",
+            "a client trains layers that stay and forgets them",
+            "clients of messages begin each round with initial layers",
+            "clients with layers that stay are stacked",
+            "a repeated round begins with its own layers",
+            "layers that a checkpoint may need are deleted",
+            "layers of undone rounds stay",
+            "layers of a device are those of its last run",
+            "a tied layer both stays and travels",
+            "layers of real clients lie with the server",
+            "a device stores layers though its owner refuses",
+        ),
+        "of layers that stay at their clients, and an audit with canaries refuses these",
+    ),
+    **dict.fromkeys(
+        (
             "a run that a kill left with its budget spent is refused",
             "a deadline interrupts an import",
             "a round that nobody answered is counted as it was planned",

@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from shared.runs import reservations, resume, run_quietly
-from shared.tasks import Points
+from shared.tasks import Points, RealPoints
 from torch import Tensor, nn
 
+import fedveil as fv
 from fedveil.base.refusal import Refusal
 from fedveil.client.workbench import Workbench
 from fedveil.configs.settings import settings_from_overrides
@@ -29,7 +30,10 @@ from fedveil.personal.own_layers import (
     store_own,
     whole_model,
     with_own_layers,
+    without_own_layers,
 )
+from fedveil.personal.simulation import own_path
+from fedveil.personal.state import read_own
 from fedveil.privacy.budget import Adjacency
 from fedveil.run.build import build
 from fedveil.server import checkpoint
@@ -324,6 +328,30 @@ def test_heads_of_one_sided_clients_beat_a_shared_one(tmp_path: Path) -> None:
     assert np.mean(figures) > shared.result["metrics"]["accuracy"] + 0.1
 
 
+def test_columns_are_of_whole_models_and_of_local_ones(tmp_path: Path) -> None:
+    keys = overrides(*HEAD_ONLY, "num_rounds=10", "learning_rate=0.3", "local_epochs=4")
+    result = run_quietly(keys, tmp_path).result
+    task, right, count = build(settings_from_overrides(keys)).task, 0, 0
+    plain = without_own_layers(task).model().eval()
+    for client in range(CLIENTS):
+        own = read_own(own_path(tmp_path, client))
+        assert own is not None
+        load_arrays(plain, own.arrays)
+        held_out = held_back_of(task, client)
+        assert held_out is not None
+        inputs, targets = held_out.batch(torch.arange(len(held_out)))
+        with torch.no_grad():
+            outputs = plain(inputs)
+            assert torch.equal(outputs, whole(tmp_path, task, client)(inputs))
+        right, count = right + int((outputs.argmax(1) == targets).sum()), count + len(targets)
+    assert result["metrics"]["personal/accuracy"] == pytest.approx(right / count)
+    assert result["metrics"]["personal/accuracy"] > 0.8
+    assert 0.5 < result["metrics"]["local_only/accuracy"] <= 1
+    assert result["personal"]["columns"]["shared"] == {}
+    assert result["personal"]["rows"] == count
+    assert not {"accuracy", "loss", "shared/accuracy"} & result["metrics"].keys()
+
+
 @pytest.mark.parametrize(
     "keys",
     [
@@ -357,8 +385,8 @@ def test_layers_that_stay_cost_nothing(mode: str, tmp_path: Path) -> None:
             "audit=light",
         ),
     )
-    layers = run_quietly(overrides(*NORM_AND_HEAD, *noisy, model="Normed"), tmp_path / "layers")
-    shared = run_quietly([*overrides(*noisy), "personal=none"], tmp_path / "shared")
+    layers = run_quietly(overrides(*NORM_AND_HEAD, *noisy, *ONE_BATCH, model="Normed"), tmp_path / "layers")
+    shared = run_quietly([*overrides(*noisy, *ONE_BATCH), "personal=none"], tmp_path / "shared")
     assert layers.result["privacy"] == shared.result["privacy"]
     assert set(load_file(tmp_path / "layers" / "model.safetensors")) == {"body.weight", "body.bias"}
     ledgers = [next((tmp_path / each).glob("ledger")) for each in ("layers", "shared")]
@@ -440,6 +468,20 @@ def test_clients_evaluate_their_whole_models(tmp_path: Path) -> None:
 def test_runs_that_cannot_be_true_are_refused(keys: tuple[str, ...], words: str) -> None:
     with pytest.raises(Refusal, match=words):
         settings_from_overrides(overrides(*HEAD_ONLY, *keys))
+
+
+def test_a_batch_that_cannot_be_normalised_is_refused(tmp_path: Path) -> None:
+    keys = overrides(*NORM_AND_HEAD, model="Normed")
+    size = len(data_of(build(settings_from_overrides(keys)).task, 3)) - 1
+    with pytest.raises(Refusal, match="a batch of one record"):
+        run_quietly([*keys, f"batch_size={size}"], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_real_clients_on_one_machine_are_refused(tmp_path: Path) -> None:
+    layers = {"name": "layers", "layers": ["weight"]}
+    with pytest.raises(Refusal, match="deploy them"):
+        fv.simulate(RealPoints(), personal=layers, privacy="none", num_rounds=1, folder=tmp_path / "run")
 
 
 def order(**fields: Any) -> TrainingOrder:
