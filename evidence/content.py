@@ -95,7 +95,7 @@ def report_of(
     if (memorisation := memorisation_of(run, other)) is not None:
         report["memorisation"] = memorisation
     if (personal := run.result.get("personal")) is not None:
-        report["personal"] = _personal(personal)
+        report["personal"] = {"name": run.setting("personal", "name"), **_personal(personal)}
     report["nist"] = nist_blocks(report)
     report["forms"] = forms(run.assessment.answers, facts_of_run(report) if run.result else {})
     report["forms_counted"] = count_items(report["forms"])
@@ -175,10 +175,12 @@ def _tuning(result: Fields) -> dict[str, Any] | None:
 def _personal(personal: Fields) -> dict[str, Any]:
     """Return the three columns of personal models, and how many clients chose which."""
     columns = personal["columns"]
-    names = [name for name in columns["shared"] if all(name in means for means in columns.values())]
+    names = [name for name in columns["personal"] if name in columns["local_only"]]
     return {
         "rows": personal["rows"],
-        "columns": [{"name": name, "values": [means[name] for means in columns.values()]} for name in names],
+        "columns": [
+            {"name": name, "values": [means.get(name) for means in columns.values()]} for name in names
+        ],
         "clients": [{"name": name, "count": count} for name, count in sorted(personal["clients"].items())],
         "worst": personal["worst"],
         "said": PERSONAL,

@@ -132,18 +132,12 @@ def whole_model_figures(
       key: of the training's draws.
       evaluation: how models are evaluated.
     """
-    if not len(rows.training) or not len(rows.held_out):
-        return Choice(OWN, 1.0, 0, {})
-    bench = _Bench(task, model, whole, own, key, evaluation)
-    folds = bench.placed(rows.held_out, folds_of(len(rows.held_out), _persons(rows.held_out)))
-    counts = np.array([len(each) for each in folds], float)
-    personal = bench.measured(whole, 1.0, folds)
-    local = bench.local(placed(rows.training, bench.device), folds)
-    means = {
-        PERSONAL: means_of(counts, [personal] * len(folds)),
-        LOCAL: means_of(counts, [local] * len(folds)),
-    }
-    return Choice(OWN, 1.0, len(rows.held_out), {SHARED: {}, **means})
+    if len(rows.training) and len(rows.held_out):
+        try:
+            return _Bench(task, model, whole, own, key, evaluation).figures(rows)
+        except Exception:  # of the task's own code, as in a round
+            logger.exception("the client's own model failed")
+    return Choice(OWN, 1.0, 0, {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,6 +178,18 @@ class _Bench:
         for name, value in trained.items():
             trained[name] = _between(self.shared[name], value, choice.share)
         return trained, choice
+
+    def figures(self, rows: Rows) -> Choice:
+        """Return the figures of `shared` as the client's own model, without a choice; arguments as of `chosen`."""
+        folds = self.placed(rows.held_out, folds_of(len(rows.held_out), _persons(rows.held_out)))
+        counts, personal = (
+            np.array([len(each) for each in folds], float),
+            self.measured(self.shared, 1, folds),
+        )
+        local = self.local(placed(rows.training, self.device), folds)
+        means = {PERSONAL: personal, LOCAL: local}
+        columns = {name: means_of(counts, [each] * len(folds)) for name, each in means.items()}
+        return Choice(OWN, 1.0, len(rows.held_out), {SHARED: {}, **columns})
 
     def placed(self, data: Data, folds: Sequence[NDArray[np.int64]]) -> list[Data]:
         """Return the folds of some rows on the device."""
