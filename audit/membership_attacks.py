@@ -29,7 +29,7 @@ from ..privacy.audit.membership import Interval, Likelihoods, auc, lira, logit, 
 from ..privacy.audit.one_run import Scores
 from ..run.build import build
 from ..run.files import MODEL
-from ..tasks.arrays import load_arrays
+from ..tasks.arrays import load_arrays, own_names
 from ..tasks.batch_memory import AUTO, answers
 from ..tasks.data import Data, Examples, LazyExamples, data_of, held_out_of, joined, only
 from ..tasks.mislabelled import losses_of
@@ -194,7 +194,7 @@ def attack_on(folder: Path, epochs: int) -> Attacked:
     """Load a finished run's model, and split its data into attacked records and the rest; references train for `epochs`.
 
     Raises:
-      Refusal: the folder holds no finished run, or its data are real.
+      Refusal: the folder holds no finished run, its data are real, or its model lacks layers that stay at clients.
     """
     try:
         arrays = load_file(folder / MODEL)
@@ -216,6 +216,9 @@ def attack_on(folder: Path, epochs: int) -> Attacked:
     members, spare = _halves(inside, generator)
     others, population = _halves(held_out, generator)
     model = task.model()
+    if own_names(model):
+        remedy = "its model lacks layers that stay at its clients, so an attack on it would show nothing; give another run"
+        raise Refusal("audit", str(folder), remedy)
     load_arrays(model, arrays)
     training = _reference_training(settings.local_training, epochs)
     return Attacked(

@@ -15,6 +15,7 @@ from shared.tasks import Points, RealPoints
 from torch import Tensor, nn
 
 import fedveil as fv
+from fedveil.audit.membership_attacks import attack_on
 from fedveil.base.refusal import Refusal
 from fedveil.client.workbench import Workbench
 from fedveil.configs.settings import settings_from_overrides
@@ -36,6 +37,7 @@ from fedveil.personal.simulation import own_path
 from fedveil.personal.state import read_own
 from fedveil.privacy.budget import Adjacency
 from fedveil.run.build import build
+from fedveil.run.released import model_of, task_of
 from fedveil.server import checkpoint
 from fedveil.tasks.arrays import (
     agreement_of,
@@ -482,6 +484,14 @@ def test_real_clients_on_one_machine_are_refused(tmp_path: Path) -> None:
     layers = {"name": "layers", "layers": ["weight"]}
     with pytest.raises(Refusal, match="deploy them"):
         fv.simulate(RealPoints(), personal=layers, privacy="none", num_rounds=1, folder=tmp_path / "run")
+
+
+def test_a_model_without_its_layers_is_neither_attacked_nor_loaded(tmp_path: Path) -> None:
+    run_quietly(overrides(*HEAD_ONLY, "num_rounds=1"), tmp_path)
+    with pytest.raises(Refusal, match="an attack on it would show nothing"):
+        attack_on(tmp_path, 1)
+    with pytest.raises(Refusal, match="or lacks layers that stay at its clients"):
+        model_of(tmp_path, task_of(tmp_path, (__name__,)))
 
 
 def order(**fields: Any) -> TrainingOrder:
