@@ -34,7 +34,11 @@ ALONE = """
 import sys
 sys.meta_path = [each for each in sys.meta_path if "Editable" not in getattr(each, "__name__", "")]
 """
-FUNCTIONS = {"task": ["load"], "link": ["serve", "follow"]}  # of a module at a point
+FUNCTIONS = {
+    "personal": ("with_own_layers", "load_own", "store_own"),
+    "task": ["load"],
+    "link": ["serve", "follow"],
+}  # of a module at a point
 VERIFY = """
 from fedveil.__main__ import run
 sys.exit(run(["verify", "none"]))
