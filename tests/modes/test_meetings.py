@@ -92,6 +92,7 @@ NO_MASKS = Refused("a server that adds the noise sees the exact sum and must be 
 NO_EVALUATION = Refused("clients are hidden as a whole when they evaluate")
 NO_SCALING = Refused("no single private sum can answer")
 NO_QUESTION = Refused("hides no unit, or two at once, and a question is charged to one")
+NO_LAYERS = Refused("the layers that stay have seen a record before its noise")
 NO_PERSONS = Refused("there is no such key")
 
 
@@ -113,6 +114,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "resume": (),
     "masks": ("secagg=masked",),
     "personal": ("personal=after",),
+    "layers": ("personal=layers", "personal.layers=[*bias]"),
 }
 SIMULATED: Mapping[str, Row] = {
     "training": row(),
@@ -138,16 +140,19 @@ SIMULATED: Mapping[str, Row] = {
     "resume": row(),
     "masks": row(client_central=NO_MASKS, record_and_client=NO_MASKS),
     "personal": row(),
+    "layers": row(NO_LAYERS, none=RUNS, client_central=RUNS, client_distributed=RUNS),
 }
 # Chance deals the clients to arms: of so many none gets an arm too small.
 PUBLIC = Runs(("task.folder={home}/many", "task.held_out_file={home}/public.csv"))
 SHARED = Runs(("budget.runs=2",))  # with the questions
+DEPLOY = Refused("personal models of real clients lie with the clients")
 REAL: Mapping[str, Row] = {
     **SIMULATED,
     "arms": row(PUBLIC),
     "audit": row(record_distributed=Refused("canary records are not added to real ones")),
     "questions": row(SHARED, none=NO_QUESTION, record_and_client=NO_QUESTION),
-    "personal": row(Refused("personal models of real clients lie with the clients")),
+    "personal": row(DEPLOY),
+    "layers": row(NO_LAYERS, none=DEPLOY, client_central=DEPLOY, client_distributed=DEPLOY),
 }
 # A device charges its records for sums of whole clients: its owner allows much, so that they last.
 NO_CANARIES = Refused("its canary clients test a client-level claim, and there is none")
