@@ -166,16 +166,17 @@ def load_own(model: nn.Module, settings: ClientSettings, client: int, run: str, 
 
 
 def store_own(model: nn.Module, settings: ClientSettings, client: int, run: str, number: int) -> None:
-    """Store the layers that a client trained in a round, durably, and delete files that no round begins with any more.
+    """Store the layers that a client trained in a round, and delete files that no round begins with any more.
 
-    Arguments as of `load_own`.
+    Arguments as of `load_own`. A device flushes them to the disk, so that they survive a power cut; a simulation, which
+    stores those of every client in every round, does not: only a kill leaves them whole there.
     """
     own = _folder_of(settings, client, run)
     if not own.is_dir():
         own.mkdir(mode=0o700, parents=True)
         if settings.device:
             _drop_earlier_runs(own.parent.parent)
-    replace_file(_file(own, number), safetensors_parts(own_arrays(model)))
+    replace_file(_file(own, number), safetensors_parts(own_arrays(model)), flush=bool(settings.device))
     numbers = _numbers(own)
     oldest = max([0, *(each for each in numbers if each <= number - getattr(model, ROUNDS))])
     for each in numbers:
