@@ -21,6 +21,7 @@ from fedveil.deployment.settings import LinkSettings, ServerSettings
 from fedveil.engines.settings import Ray
 from fedveil.evidence.settings import CostSettings
 from fedveil.messages.local_training import LocalTraining
+from fedveil.personal.settings import Layers, NoPersonal, PersonalSettings
 from fedveil.privacy.budget import Adjacency
 from fedveil.questions.settings import EvaluateSettings
 from fedveil.tasks.shipped.settings import TASKS
@@ -71,6 +72,7 @@ def model_of(group: str, name: str) -> type[Group]:
         "audit": (LightAudit, FullAudit, NoAudit),
         "compress": (schema.CompressionSettings, schema.NoCompression),
         "tune": get_args(schema.TuningSettings),
+        "personal": (NoPersonal, *get_args(PersonalSettings), Layers),
     }
     known = kinds.get(group) or get_args(getattr(schema, f"{group.capitalize()}Settings"))
     (found,) = [kind for kind in known if name in get_args(kind.model_fields["name"].annotation)]
