@@ -26,9 +26,13 @@ from ...base.refusal import Refusal, positive, real
 from ..budget import Unit
 from ..mechanisms.sum_spec import Segment, SumSpec, cells_for
 from .figure import ENOUGH, NORMAL_95, Cells, Figure, clipped, count_of, quantile_of, ratio_of, scaled, unsaid
+from .gains import GAIN_CELLS, gain_cells, gain_figures
 
 EVALUATION = "evaluation"  # the purpose that owners allow or refuse
 METRIC, LOSS, CLIENTS, HISTOGRAM = FIGURES = ("metric", "loss", "clients", "histogram")
+# Differences of a client's metrics: of its own model to the shared one, and to one of its own records alone.
+PERSONAL, LOCAL_ONLY = GAINS = ("personal", "local_only")
+GAIN_NAMES = {PERSONAL: "personal - shared", LOCAL_ONLY: "personal - local only"}  # as they are released
 BY_METRIC = "clients by "  # begins the name of the histogram of the clients' metrics
 RECORDS = "held-out records"  # what is counted where they are hidden
 BINS = 20  # of the clients' metrics
@@ -44,10 +48,12 @@ class HeldOutMeans:
 
     Attributes:
       metric, loss: as the client measures them; neither need be finite.
+      gains: metric of the client's own model minus another model's, by some of `GAINS`; empty without an own model.
     """
 
     metric: float
     loss: float
+    gains: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ class Evaluation:
       share: share of its records that each client holds out, in (0, 1); None if the client's app decides.
       metric: name of one of the task's metrics.
       bound: largest value of the metric, which lies in [0, bound].
-      figures: some of `FIGURES`, in equal parts of the squared norm.
+      figures: some of `FIGURES` and, at the client level, of `GAINS`, in equal parts of the squared norm.
       why: reason of the evaluation, in a sentence for owners.
       records: at the record level, number of a client's records that count in full; the contribution of a client with
         more is clipped. None at the client level.
@@ -95,9 +101,9 @@ class Evaluation:
                 raise Refusal(f"evaluate.{name}", value, "give printable characters")
         object.__setattr__(self, "figures", tuple(self.figures))
         once = len({*self.figures}) == len(self.figures)
-        if not self.figures or not once or not {*self.figures} <= {*FIGURES}:
+        if not self.figures or not once or not {*self.figures} <= {*FIGURES, *GAINS}:
             raise Refusal("evaluate.figures", self.figures, f"give some of {', '.join(FIGURES)}, each once")
-        if self.metric in FIGURES or self.metric == self._by_metric:
+        if self.metric in (*FIGURES, *GAINS, *GAIN_NAMES.values(), self._by_metric):
             remedy = "is a name of another figure; name a metric of the task"
             raise Refusal("evaluate.metric", self.metric, remedy)
         if self.share is not None and not 0 < real("evaluate.share", self.share) < 1:
@@ -107,6 +113,9 @@ class Evaluation:
             return
         if real("evaluate.records", self.records) < 1:
             raise Refusal("evaluate.records", self.records, "give a number of at least 1")
+        if {*GAINS} & {*self.figures}:
+            remedy = "a client's own model depends on all its records, so that no record has a part of its own; hide clients"
+            raise Refusal("evaluate.figures", self.figures, remedy)
         if HISTOGRAM in self.figures or CLIENTS not in self.figures:
             remedy = "where records are hidden, clients have no histogram, and how many records there are is always asked"
             raise Refusal("evaluate.figures", self.figures, remedy)
@@ -124,7 +133,7 @@ class Evaluation:
     @property
     def segments(self) -> tuple[Segment, ...]:
         """Segments of each client's vector; each part has a norm of at most 1 in its own units."""
-        share, shapes = 1 / len(self.figures), {HISTOGRAM: (BINS,)}
+        share, shapes = 1 / len(self.figures), {HISTOGRAM: (BINS,), **dict.fromkeys(GAINS, (GAIN_CELLS,))}
         return tuple(
             Segment(self._called(each), 1.0, share, shapes.get(each, (1,)), self.purpose)
             for each in self.figures
@@ -186,6 +195,8 @@ class Evaluation:
         for each in self.figures:
             if each == HISTOGRAM:
                 values[self._by_metric][min(int(metric / self.bound * BINS), BINS - 1)] = 1.0
+            elif each in GAINS:
+                values[self._called(each)][:] = gain_cells(measured.gains.get(each, math.nan), self.bound)
             else:
                 values[self._called(each)][0] = scaled_values[each]
         return values
@@ -207,6 +218,8 @@ class Evaluation:
             name = self._called(each)
             if each == HISTOGRAM:
                 parts += self._spread(sums[name], rows, sigma)
+            elif each in GAINS:
+                parts.append((name, gain_figures(name, sums[name], sigma, self.bound)))
             elif each == CLIENTS:
                 parts.append((name, [count_of(unit_name, sums[name][0], sigma)]))
             else:
@@ -237,7 +250,8 @@ class Evaluation:
 
     def _called(self, figure: str) -> str:
         """Return the name under which one of `FIGURES` is released."""
-        return {METRIC: self.metric, HISTOGRAM: self._by_metric, CLIENTS: self.unit_name}.get(figure, figure)
+        names = {METRIC: self.metric, HISTOGRAM: self._by_metric, CLIENTS: self.unit_name, **GAIN_NAMES}
+        return names.get(figure, figure)
 
     def _spread(self, cells: Cells, rows: float | None, sigma: float) -> list[tuple[str, list[Figure]]]:
         """Return the histogram of the clients' metrics, and its quantiles with the distance of the quartiles.
