@@ -25,6 +25,7 @@ from ..tasks.table_schema import read_schema
 from .authority import KeyCare
 from .device.client_bundle import TABLES, Eligibility, TaskChoice
 from .device.owner_policy import OwnerPolicy
+from .device.personal_choice import PersonalChoice
 from .token_keys import TokenChoice
 
 DAYS = 365
@@ -46,6 +47,7 @@ PROVISIONED = {"authority": "0" * 64, "minimum_roster_version": 1}
 GROUPS: Mapping[str, Mapping[str, Any]] = {
     "task": {**plain_of(defaults_of(TaskChoice)), "client": None},
     "eligibility": plain_of(defaults_of(Eligibility)),
+    "personal": plain_of(defaults_of(PersonalChoice)),
     "policy": POLICY_DEFAULTS,
 }
 HASHED, UNVERIFIED = REQUIREMENTS = ("hashed", "unverified_code")
@@ -137,6 +139,7 @@ class _Groups:
 
     task: Values = field(default_factory=dict[str, Any])
     eligibility: Values = field(default_factory=dict[str, Any])
+    personal: Values = field(default_factory=dict[str, Any])
     policy: Values = field(default_factory=dict[str, Any])
 
 
@@ -187,13 +190,14 @@ class ClientEntry:
     Attributes:
       name: unique, and never "server"; with * or ? a pattern, for all clients that enrol under a name that fits.
       request: the file by which the device asks for admission; None has its keys made here.
-      task, eligibility, policy: values for the files of its bundle; those that are None stand in no file.
+      task, eligibility, personal, policy: values for the files of its bundle; those that are None stand in no file.
     """
 
     name: str
     request: Path | None
     task: Values
     eligibility: Values
+    personal: Values
     policy: Values
 
 
@@ -239,7 +243,7 @@ def read_federation(path: Path) -> FederationFile:
     source = path.read_bytes()
     file = read_group(FileContent, _load(path, source), "")
     shared = {group: fill(defaults, getattr(file, group)) for group, defaults in GROUPS.items()}
-    for group in ("eligibility", "policy", *(["task"] if file.task else [])):
+    for group in ("eligibility", "personal", "policy", *(["task"] if file.task else [])):
         task_data = _common_data(file.clients) if group == "task" else {}
         _check(group, {**shared[group], **task_data}, group)
     entries = [
@@ -333,6 +337,8 @@ def _check(group: str, values: Values, path: str) -> None:
             read_group(TaskChoice, {**values, "client": client}, path)
         case "eligibility":
             read_group(Eligibility, values, path)
+        case "personal":
+            read_group(PersonalChoice, values, path)
         case _:
             remedy = "is written by provisioning; leave it out"
             for key in PROVISIONED:

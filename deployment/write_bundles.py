@@ -15,6 +15,7 @@ from ..strategies.identity import FIRST_NODE
 from .authority import Authority
 from .device.client_bundle import TABLES
 from .device.enrolment import PRIVATE
+from .device.personal_choice import NONE
 from .federation_yaml import OF_SCHEMA, ClientEntry, FederationFile
 from .register import Issued, Register
 
@@ -224,7 +225,13 @@ def _settings(federation: FederationFile, entry: ClientEntry, issued: Issued) ->
         "link": federation.content.link,
         "task": {"client": issued.node - FIRST_NODE, **task},
         "eligibility": _present_values(entry.eligibility),
+        **_own_model(entry),
     }
+
+
+def _own_model(entry: ClientEntry) -> dict[str, Any]:
+    """Return the table of the device's own model; nothing without one, since earlier releases know no such table."""
+    return {"personal": _present_values(entry.personal)} if entry.personal["name"] != NONE else {}
 
 
 def _present_values(values: Mapping[str, Any]) -> dict[str, Any]:

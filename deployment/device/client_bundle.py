@@ -42,6 +42,7 @@ from ...strategies.identity import FIRST_NODE, Identity
 from .authority import TrustedAuthority, adopt_rollovers, current_authority
 from .enrolment import REQUEST
 from .owner_policy import OwnerPolicy
+from .personal_choice import NO_OWN_MODEL, PersonalChoice
 from .roster_changes import adopt, check_change
 
 logger = logging.getLogger("fedveil.client")
@@ -172,6 +173,7 @@ class DeviceFile:
       state: folder of the device's state, relative to the bundle.
       task: of the device.
       eligibility: when it may train.
+      personal: how it makes a model of its own.
     """
 
     federation: Name
@@ -182,6 +184,7 @@ class DeviceFile:
     state: str = "state"
     task: TaskChoice
     eligibility: Eligibility = Eligibility()
+    personal: PersonalChoice = NO_OWN_MODEL
 
 
 @dataclass(frozen=True)
