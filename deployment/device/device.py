@@ -48,6 +48,7 @@ from .ledger_heads import LEDGERS, LedgerHeads
 from .log_copy import Forked, LogCopy, expected_entries
 from .order_policy import accept_order, require_arm, require_cohorts_roster
 from .record_privacy import RecordPlanner
+from .run_rows import note_rows, rows_of
 from .server_quotes import ServerQuotes
 
 if TYPE_CHECKING:  # a linear model needs no torch
@@ -244,10 +245,15 @@ class Device:
         if request is not None:
             table = self.task.columns(message.content, request)
             return answer_inquiry(message, request, table, Randomness(None).stream("question noise"))
-        return self.task.train(message, self.merged(order))
+        settings = self.merged(order)
+        if self.bundle.settings.personal.trains and (rows := rows_of(settings)):
+            note_rows(self.bundle.state, rows)
+        return self.task.train(message, settings)
 
     def merged(self, order: TrainingOrder) -> ClientSettings:
         """Return the owner's settings merged with the order, and the privacy of the owner's records that it demands.
+
+        Where the order holds no record out, those stay out of training on which the owner's own model is chosen.
 
         Raises:
           NotTrained: as of `RecordPlanner.protected`.
@@ -255,7 +261,8 @@ class Device:
         settings = replace(
             self.settings,
             training=order.training,
-            held_out=order.held_out,
+            # Rows on which the own model is chosen have trained no model.
+            held_out=order.held_out or self.bundle.settings.personal.held_out,
             group_equal_rows=order.group_equal_rows,
             task_options={**self.settings.task_options, **order.task_options},
         )

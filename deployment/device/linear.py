@@ -87,8 +87,8 @@ class LinearTask:
         rows, _ = parts_of(self.table, settings.held_out, settings.group_equal_rows)
         return train_round(message, self.client, rows, settings)
 
-    def count(self, max_per_person: int | None) -> int:
-        """Return the number of the owner's records, none of which names a person."""
+    def count(self, max_per_person: int | None, held_out: float | None = None) -> int:
+        """Return the number of the owner's records: none names a person, and no order hides single ones."""
         return len(self.table)
 
     def check_order(self, order: TrainingOrder, released: bytes | None) -> None:

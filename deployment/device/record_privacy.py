@@ -26,12 +26,12 @@ class RecordPlanner:
     Attributes:
       ledger: of the device, with its owner's cap.
       minimum_noise: least noise of the owner's policy, standard deviation over clipping norm.
-      count: returns the number of the owner's records; see `torch_task.TorchTask.count`.
+      count: returns the number of the owner's records that train; see `torch_task.TorchTask.count`.
     """
 
     ledger: DeviceLedger
     minimum_noise: float
-    count: Callable[[int | None], int]
+    count: Callable[[int | None, float | None], int]
     # By privacy, number of records, training and run: planned once, so that the noise of a run stays the same.
     _planned: dict[tuple[object, ...], float] = field(default_factory=dict[tuple[object, ...], float])
 
@@ -57,7 +57,7 @@ class RecordPlanner:
         if terms.sample_rate is not None:  # one step on the records of all clients, with noise on its sum
             nodes = tuple(member.node for member in identity.roster.members)
             return replace(settings, step=StepTerms(terms, identity.node, nodes))
-        records = self.count(terms.per_person)
+        records = self.count(terms.per_person, settings.held_out)
         if records:
             record = self._record_privacy(terms, records, settings, display_name(order.run))
             return replace(settings, record=record)

@@ -80,15 +80,22 @@ class TorchTask:
 
     def train(self, message: Message, settings: ClientSettings) -> Message:
         """Return the reply with the model trained on the owner's data; arguments as of `client.app.train_round`."""
-        is_joint_step, ordered = settings.step is not None, _ordered_in(settings.task_options)
-        bench = self._bench(settings.held_out, is_joint_step, settings.group_equal_rows, ordered)
+        hides_records = settings.step is not None or settings.record is not None
+        ordered = _ordered_in(settings.task_options)
+        bench = self._bench(settings.held_out, hides_records, settings.group_equal_rows, ordered)
         reply = train_round(message, self._client, bench, settings)
         give_back()  # frees the gradients before the vector is computed
         return reply
 
-    def count(self, max_per_person: int | None) -> int:
-        """Return the number of the owner's records, with at most so many of each person; None limits nothing."""
-        return len(limit_per_person(data_of(self._own_bench.task, self._client), max_per_person))
+    def count(self, max_per_person: int | None, held_out: float | None = None) -> int:
+        """Return the number of the owner's records that train under record-level privacy.
+
+        Args:
+          max_per_person: most records of one person; None limits nothing.
+          held_out: share of the records that are held out; None holds none out.
+        """
+        task = self._bench(held_out, True, False, "").task
+        return len(limit_per_person(data_of(task, self._client), max_per_person))
 
     def check_order(self, order: TrainingOrder, released: bytes | None) -> None:
         """Refuse an order, or a question about a model, that the task cannot follow.

@@ -1,0 +1,55 @@
+"""Rows of a device on which a run trained and those that it left out, in a file: the own model is chosen on the latter."""
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ...base.bounded_decoding import read_json_file
+from ...base.durable_files import replace_file
+from ...messages.client_settings import ClientSettings
+from ...messages.local_training import LocalTraining
+
+logger = logging.getLogger("fedveil.client")
+
+FILE = "rows.json"
+
+
+@dataclass(frozen=True)
+class RunRows:
+    """Split of a device's rows in a run, as its orders and its owner set it.
+
+    Attributes:
+      share: of the rows that are held out of training, in (0, 1).
+      alone: whether each row is selected by itself, as the record level requires.
+      group_equal_rows: whether equal rows are held out together, as by the rule of earlier releases.
+      batch_size: rows in a step of the run.
+    """
+
+    share: float
+    alone: bool = False
+    group_equal_rows: bool = False
+    batch_size: int = LocalTraining().batch_size
+
+
+def rows_of(settings: ClientSettings) -> RunRows | None:
+    """Return the split of a training with these settings; None if it holds no row out."""
+    if settings.held_out is None:
+        return None
+    hides_records = settings.step is not None or settings.record is not None
+    return RunRows(settings.held_out, hides_records, settings.group_equal_rows, settings.training.batch_size)
+
+
+def note_rows(state: Path, rows: RunRows) -> None:
+    """Store a run's split in the state folder, unless it is there already; a failure is logged, and the run goes on."""
+    if read_rows(state) == rows:
+        return
+    try:
+        replace_file(state / FILE, (json.dumps(asdict(rows)) + "\n").encode())
+    except OSError as error:
+        logger.warning("the split of the rows is not stored in %s (%s)", state, error.strerror)
+
+
+def read_rows(state: Path) -> RunRows | None:
+    """Return the split of the last run that trained here; None if none is stored."""
+    return read_json_file(RunRows, state / FILE)
