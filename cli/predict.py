@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from ..base.extras import require_extra
 from ..base.refusal import Refusal
-from ..run.files import MODEL, RESULT
+from ..run.files import RESULT
 from .grammar import MovedBase, allow_local_modules, app, argument, option, task_keys, verb
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
-
-    from ..deployment.device.client_bundle import DeviceFile
 
 
 @verb(app, "predict", "Apply a run's model to data.")
@@ -167,72 +165,14 @@ def load_model(
     Raises:
       Refusal: there is no such run, no model, or the model has another schema than the bundle has now.
     """
+    from ..deployment.device import saved_model
     from ..run.released import model_of, require_ended, task_of
     from ..run.run_files import read_object
 
-    if bundle := _bundle_of(folder):
-        return _load_device(bundle, allow_modules, keys)
+    if bundle := saved_model.bundle_of(folder):
+        saved = saved_model.load_saved(bundle, allow_modules, keys)
+        return LoadedModel(saved.model, saved.task, saved.classifies)
     require_ended(folder)
     task = task_of(folder, allow_modules, keys)
     classifies = "accuracy" in read_object(folder / RESULT)["metrics"]
     return LoadedModel(model_of(folder, task), task, classifies)
-
-
-def _bundle_of(folder: Path) -> Path | None:
-    """Return the client's bundle that a folder is, or whose state folder it is; None if it is neither, as a run's is."""
-    from ..deployment.device.client_bundle import DEVICE_FILE
-
-    if (folder / DEVICE_FILE).is_file():
-        return folder
-    above = folder.resolve().parent
-    if (above / DEVICE_FILE).is_file() and (above / _settings(above).state).resolve() == folder.resolve():
-        return above
-    return None
-
-
-def _settings(bundle: Path) -> DeviceFile:
-    """Return the settings in a client's bundle."""
-    from ..configs.bundle_files import read_toml
-    from ..deployment.device.client_bundle import DEVICE_FILE, DeviceFile
-
-    return read_toml(DeviceFile, bundle / DEVICE_FILE)
-
-
-def _load_device(bundle: Path, allow_modules: tuple[str, ...], keys: Mapping[str, str]) -> LoadedModel:
-    """Return the model that a device has saved at the end of a run, for the task in its bundle."""
-    import torch
-    from safetensors import safe_open
-    from safetensors.numpy import load_file
-    from torch import nn
-
-    from ..base.bounded_decoding import read_json
-    from ..deployment.device.client_bundle import OWN_FILES
-    from ..run.released import model_of
-    from ..tasks import load_task
-    from ..tasks.arrays import agreement_of, load_arrays
-    from ..tasks.data import data_of
-
-    settings = _settings(bundle)
-    state, choice = bundle / settings.state, settings.task
-    if not (state / MODEL).is_file():
-        raise Refusal("folder", str(bundle), "holds no model; a completed run saves one")
-    with safe_open(state / MODEL, "numpy") as file:
-        metadata: dict[str, str] = file.metadata() or {}
-        if choice.kind is not None:  # a linear model that NumPy trained, without a task
-            arrays = load_file(state / MODEL)
-            model = nn.Linear(*arrays["weight"].shape[::-1])
-            load_arrays(model, arrays)
-            return LoadedModel(model.eval(), None, True)
-    options = {**choice.options, **choice.args, **choice.shared(bundle), **keys}
-    if metadata.get("moments"):  # means and deviations by which the run scaled inputs
-        options["moments"] = read_json(metadata["moments"])
-    task = load_task(choice.target or choice.name or "", options, (*choice.allow_modules, *allow_modules))
-    # The run agreed on a hash of schema and arrays; with another schema the model's inputs would mean something else.
-    if metadata.get("agreement") and metadata["agreement"] != agreement_of(task):
-        remedy = f"is not the schema or model of run {metadata.get('run')}, whose model is saved; restore it"
-        raise Refusal("schema", str(options.get("schema")), remedy)
-    classifies = (
-        choice.name not in OWN_FILES
-        and not data_of(task, choice.client).batch(torch.arange(1))[1].is_floating_point()
-    )
-    return LoadedModel(model_of(state, task), task, classifies)
