@@ -9,9 +9,9 @@ import shutil
 import tempfile
 import timeit
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -66,6 +66,33 @@ class Order:
     keys: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
+@dataclass(frozen=True)
+class Source:
+    """Model to export.
+
+    Attributes:
+      file: of its arrays.
+      config: keys of the run's configuration, of which exports need those of the task.
+      task: with its clients' data, where they are on this machine.
+      model: in evaluation mode.
+      privacy: rows of what the model cost, as in result.json.
+      classifies: whether several outputs of a row are logits of classes.
+      held_out_is_public: whether the task's held-out data are.
+      public: inputs of `--public`, shape (n, ...); None without them.
+      statement: sentence on the privacy of the export.
+    """
+
+    file: Path
+    config: Mapping[str, Any]
+    task: Task
+    model: nn.Module
+    privacy: Sequence[Mapping[str, Any]]
+    classifies: bool
+    held_out_is_public: bool
+    public: Tensor | None = None
+    statement: str = STATEMENT
+
+
 def export(run: Path, order: Order) -> tuple[Path, dict[str, Any]]:
     """Create the folder of an exported model, which appears when it is complete; return it and the model's card.
 
@@ -73,19 +100,45 @@ def export(run: Path, order: Order) -> tuple[Path, dict[str, Any]]:
       Refusal: the run or format does not exist, the public data are clients', the model does not suit the format, or
         the folder exists.
     """
-    folder = _target_folder(run, order)
+    require_ended(run)
+    return export_from(run, config_of(run)["task"], order, lambda: _source_of_run(run, order))
+
+
+def export_from(
+    folder: Path, task: Mapping[str, Any], order: Order, load: Callable[[], Source]
+) -> tuple[Path, dict[str, Any]]:
+    """Create the folder of an exported model of any source, as `export` does of a run's.
+
+    Args:
+      folder: in whose `export` the model lies by default.
+      task: keys of the task, with its name.
+      order: what is written.
+      load: returns the source, once the order has no mistake.
+    """
+    target = _target_folder(folder, task, order)
+    source = load()
     if order.to not in FILES:
-        return folder, _complete(folder, lambda temporary: _write_folder(temporary, run, order))
-    config = config_of(run)
-    task = _task_with_data(run, config, order.allow_modules)
-    public = None if order.public is None else _read_public(task, config, order.public)
-    released, result = model_of(run, task), read_object(run / RESULT)
-    source = _Source(run, task, released, public, result, _classifies(task, result["metrics"]))
-    model = released
-    if order.student is not None and public is not None:
+        return target, _complete(target, lambda temporary: _write_folder(temporary, source, order))
+    if order.public is not None:
+        public = _read_public(source.task, source.config, order.public)
+        source = replace(source, public=public)
+    model = source.model
+    if order.student is not None and source.public is not None:
         model = model_named(order.student, "--student")
-        distil(released, model, public, source.classifies)
-    return folder, _complete(folder, lambda temporary: _write_export(temporary, model, source, order))
+        distil(source.model, model, source.public, source.classifies)
+    return target, _complete(target, lambda temporary: _write_export(temporary, model, source, order))
+
+
+def _source_of_run(run: Path, order: Order) -> Source:
+    """Return the released model of a run, or the model of one of its simulated clients."""
+    config, result = config_of(run), read_object(run / RESULT)
+    if order.to in FILES:
+        task = _task_with_data(run, config, order.allow_modules)
+    else:
+        task = task_of(run, order.allow_modules, order.keys)
+    # No run evaluates its model on private held-out data, so a loss shows that they are public.
+    is_public, classifies = LOSS in result["metrics"], _classifies(task, result["metrics"])
+    return Source(run / MODEL, config, task, model_of(run, task), result["privacy"], classifies, is_public)
 
 
 def _complete(folder: Path, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
@@ -108,12 +161,11 @@ def formats_of(name: str) -> Iterable[str]:
     return names(f"export of {name}") or FILES
 
 
-def _write_folder(folder: Path, run: Path, order: Order) -> dict[str, Any]:
-    """Write the released model by the writer of the format in its task's extension; return the card."""
-    name, result = str(config_of(run)["task"]["name"]), read_object(run / RESULT)
-    task = task_of(run, order.allow_modules, order.keys)
+def _write_folder(folder: Path, source: Source, order: Order) -> dict[str, Any]:
+    """Write the model by the writer of the format in its task's extension; return the card."""
+    name = str(source.config["task"]["name"])
     write = extension(f"export of {name}", order.to, "--to", order.to)
-    entries = write(folder, task, model_of(run, task), result["privacy"])
+    entries = write(folder, source.task, source.model, source.privacy)
     files = sorted(folder.iterdir())
     return {
         "format": FORMAT,
@@ -121,29 +173,15 @@ def _write_folder(folder: Path, run: Path, order: Order) -> dict[str, Any]:
         **entries,
         "sha256": sha256_of(folder / entries["file"]),
         "files": {each.name: sha256_of(each) for each in files},
-        "released_sha256": sha256_of(run / MODEL),
+        "released_sha256": sha256_of(source.file),
         "bytes": sum(each.stat().st_size for each in files),
-        "privacy": result["privacy"],
-        "privacy_said": STATEMENT,
+        "privacy": source.privacy,
+        "privacy_said": source.statement,
     }
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A run to export."""
-
-    run: Path  # folder
-    task: Task  # with its clients' data, where they are on this machine
-    released: nn.Module  # model, in evaluation mode
-    public: Tensor | None  # inputs of --public, shape (n, ...)
-    result: Mapping[str, Any]  # content of result.json
-    classifies: bool  # whether several outputs of a row are logits of classes
-
-
-def _target_folder(run: Path, order: Order) -> Path:
-    """Check what needs neither the model nor data of the run: format, extra, student, folder; return the folder to create."""
-    require_ended(run)
-    task = config_of(run)["task"]
+def _target_folder(run: Path, task: Mapping[str, Any], order: Order) -> Path:
+    """Check what needs neither the model nor data: format, extra, student, folder; return the folder to create."""
     formats, others = formats_of(task["name"]), sorted(order.keys.keys() - task.keys())
     if order.to not in formats:
         remedy = f"choose one of {', '.join(formats)}; another does not suit task={task['name']}"
@@ -164,7 +202,7 @@ def _target_folder(run: Path, order: Order) -> Path:
     return folder
 
 
-def _write_export(folder: Path, model: nn.Module, source: _Source, order: Order) -> dict[str, Any]:
+def _write_export(folder: Path, model: nn.Module, source: Source, order: Order) -> dict[str, Any]:
     """Write the released model or its student, its preprocessing and its card into an empty folder; return the card."""
     sample = _sample(source.task, source.public)
     exported = write_model(folder, model, order.to, sample)
@@ -174,16 +212,16 @@ def _write_export(folder: Path, model: nn.Module, source: _Source, order: Order)
         "to": order.to,
         "file": file.name,
         "sha256": sha256_of(file),
-        "released_sha256": sha256_of(source.run / MODEL),
+        "released_sha256": sha256_of(source.file),
         "student": order.student,
         "classifies": source.classifies,
         "inputs": {"shape": list(sample.shape[1:]), "dtype": str(sample.dtype).removeprefix("torch.")},
         "bytes": file.stat().st_size,
-        "released_bytes": (source.run / MODEL).stat().st_size,
+        "released_bytes": source.file.stat().st_size,
         "milliseconds_a_row": _milliseconds(exported, sample[:1].numpy()),
         **_comparison(source, exported),
-        "privacy": source.result["privacy"],
-        "privacy_said": STATEMENT,
+        "privacy": source.privacy,
+        "privacy_said": source.statement,
     }
     if isinstance(source.task, PredictingTask):
         for name, content in source.task.beside_the_model().items():
@@ -253,15 +291,13 @@ def _sample(task: Task, public: Tensor | None) -> Tensor:
     return sample
 
 
-def _comparison(source: _Source, exported: Model) -> dict[str, Any]:
+def _comparison(source: Source, exported: Model) -> dict[str, Any]:
     """Return the entries of the card that compare the outputs of the released and of the exported model.
 
     They are compared on the run's held-out data if these are public, else on public inputs; without either all are None.
     """
     inputs, targets, data_name = source.public, None, "public data"
-    # No run evaluates its model on private held-out data, so a loss shows that they are public.
-    held_out_is_public = LOSS in source.result["metrics"]
-    if held_out_is_public and len(data := as_data(source.task.held_out())):
+    if source.held_out_is_public and len(data := as_data(source.task.held_out())):
         inputs, targets = data.batch(torch.arange(len(data)))
         data_name = "held-out data"
     card: dict[str, Any] = dict.fromkeys(
@@ -270,7 +306,7 @@ def _comparison(source: _Source, exported: Model) -> dict[str, Any]:
     if inputs is None:
         return card
     with torch.no_grad():
-        before = source.released(inputs)
+        before = source.model(inputs)
     after = torch.from_numpy(np.asarray(exported(inputs.numpy())))
     card |= {"measured_on": data_name, "rows": len(inputs)}
     card["largest_difference"] = float((before - after).abs().max())
