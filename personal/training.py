@@ -218,25 +218,32 @@ def own_training_of(settings: FederationSettings, task: Task) -> OwnTraining:
       task: of the run; one of tables states what suits it.
     """
     personal, training = personal_of(settings), settings.local_training
-    optimizer = training.optimizer
-    if optimizer.name == "dp_adambc":  # it takes out the variance of noise, and there is none
-        optimizer = Optimizer("adam", optimizer.options)
-    rate = personal.learning_rate or RATE_SHARE * _plain_rate(settings, task)
+    is_clipped = any(isinstance(each, RecordLevel) for each in levels_of(settings.privacy))
+    plain = (is_clipped and settings.task.learning_rate) or training.learning_rate
     return OwnTraining(
         steps=personal.steps,
-        learning_rate=rate,
+        learning_rate=personal.learning_rate or usual_rate(plain, task, is_clipped),
         batch_size=personal.batch_size or training.batch_size,
         pull=personal.pull,
         layers=personal.layers,
-        optimizer=optimizer,
+        optimizer=without_noise(training.optimizer),
     )
 
 
-def _plain_rate(settings: FederationSettings, task: Task) -> float:
-    """Return the learning rate of local training without clipping: that of records' gradients is for clipped ones."""
-    if not any(isinstance(each, RecordLevel) for each in levels_of(settings.privacy)):
-        return settings.local_training.learning_rate
+def usual_rate(rate: float, task: Task, is_clipped: bool) -> float:
+    """Return the learning rate of own training where none is set.
+
+    Args:
+      rate: of local training.
+      task: one of tables states the rate that suits its records.
+      is_clipped: whether that rate is for clipped gradients of records, and the task's is used if it has one.
+    """
     curvature, length = getattr(task, "curvature", None), getattr(task, "squared_length", None)
-    if curvature is not None and length is not None:
-        return 1 / (curvature * length)  # half of the rate at which descent diverges
-    return settings.task.learning_rate or settings.local_training.learning_rate
+    if is_clipped and curvature is not None and length is not None:
+        rate = 1 / (curvature * length)  # half of the rate at which descent diverges
+    return RATE_SHARE * rate
+
+
+def without_noise(optimizer: Optimizer) -> Optimizer:
+    """Return an optimiser of local training for own training: one that takes out the variance of noise finds none."""
+    return Optimizer("adam", optimizer.options) if optimizer.name == "dp_adambc" else optimizer

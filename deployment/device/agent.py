@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -111,6 +111,7 @@ class Agent:
         self._health = Health(settings.name, settings.federation, settings.node, os.getpid(), "starting")
         self._lock = threading.Lock()
         self._over = over or threading.Event()
+        self.wake: Callable[[], None] = lambda: None  # has an own model made from a new final one
         # Whether the last run is over and no other has begun.
         self._rests = read_ended(bundle.state) is not None
         self.device: Device | None = None
@@ -185,6 +186,7 @@ class Agent:
             logger.error("the final model is not stored in %s (%s); %s", self._state, error.strerror, mend)
             return Message(Error(NOT_READY, "the client cannot write"), reply_to=message)
         self._rests = True
+        self.wake()
         self._over.set()
         return reply_with(receipt, message)
 
@@ -221,9 +223,19 @@ def start(folder: Path, *, once: bool = False) -> int:
             take_shipped(bundle)
         if _wait_for_clock(bundle, agent, stop):
             agent.device = read_device(bundle)
-            _follow(bundle, agent, stop)
+            with _own_models(agent.device) as agent.wake:
+                _follow(bundle, agent, stop)
         agent.say("stopped")
     return 0
+
+
+def _own_models(device: Device) -> AbstractContextManager[Callable[[], None]]:
+    """Return a context that makes the owner's own models in a thread, and yields the function that wakes it."""
+    if not device.bundle.settings.personal.trains:
+        return nullcontext(lambda: None)
+    from .own_models import making_own_models  # no device without an own model needs it
+
+    return making_own_models(device.own_models)
 
 
 def _follow(bundle: ClientBundle, agent: Agent, stop: threading.Event) -> None:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...base.durable_files import replace_file
 from ...base.refusal import Refusal
@@ -35,9 +36,13 @@ from .device_ledger import DeviceLedger, LedgerSpending, questions_of, spent_on
 from .ledger_heads import LEDGERS, RECEIPTS
 from .order_policy import DEALS
 from .owner_policy import OwnerPolicy
-from .run_end import LastRun, read_ended
+from .run_end import LastRun, read_ended, sha256_of_final
+
+if TYPE_CHECKING:
+    from ...personal.state import OwnModel
 
 NOT_RUNNING, REFUSED = 1, 2
+OWN_MODEL = "personal.safetensors"  # as of `personal.state`
 JSON_KEYS = {"reason": "why", "segments": "asked", "time": "when"}  # of a question, which programs read
 # Files of the state that are never forgotten: a revoked member stays so, an answered instruction is not answered again, and
 # a replaced authority does not return.
@@ -63,7 +68,7 @@ def status(folder: Path, as_json: bool) -> int:
     waiting, changes = roster_changes.pending(state), roster_changes.changes(state)
     rollovers = waiting_rollovers(state, read_device_file(folder).federation)
     paths = sorted((state / LEDGERS).glob("*.ledger"))
-    spent = spent_on(state / LEDGERS)
+    spent, own = spent_on(state / LEDGERS), _own_model(state)
     questions = [each for path in paths for each in questions_of(path)]
     if as_json:
         plain = {} if health is None else asdict(health)
@@ -75,6 +80,7 @@ def status(folder: Path, as_json: bool) -> int:
             "questions": [{JSON_KEYS.get(k, k): v for k, v in asdict(each).items()} for each in questions],
             "roster_pending": None if waiting is None else asdict(waiting),
             "roster_changes": [asdict(each) for each in changes],
+            **({} if own is None else {"personal": _own_in_json(state, own)}),
             "authority_pending": new_fingerprint(rollovers[-1]) if rollovers else None,
         }
         print(json.dumps({**plain, **more}))
@@ -83,6 +89,8 @@ def status(folder: Path, as_json: bool) -> int:
         if ended is not None:
             model = _model(state, ended)
             print(f"{ended}; {f'its model: {model}' if model else 'it left no model'}")
+        if own is not None:
+            print(_own_model_line(state, own))
         for each in questions:
             print(_question_line(each))
         for each in changes[-1:]:
@@ -167,6 +175,32 @@ def _spending_in_json(spending: LedgerSpending) -> dict[str, float] | None:
         return None
     as_client = {"as_client": spending.as_client} if spending.as_client else {}
     return spending.spent._asdict() | as_client
+
+
+def _own_model(state: Path) -> OwnModel | None:
+    """Return the device's own model; None if it has none, or its file is damaged, which the agent mends."""
+    if not (state / OWN_MODEL).is_file():  # then the extension need not be here
+        return None
+    from ...personal.state import read_own
+
+    with suppress(Refusal):
+        return read_own(state / OWN_MODEL)
+    return None
+
+
+def _own_in_json(state: Path, own: OwnModel) -> dict[str, object]:
+    """Return what stands of the own model as plain data."""
+    return {"run": own.run, "stands": own.shared == sha256_of_final(state), **asdict(own.choice)}
+
+
+def _own_model_line(state: Path, own: OwnModel) -> str:
+    """Return which own model stands, with its figures: they are private, and this is the owner's screen."""
+    from .own_models import describe, describe_figures
+
+    later = "" if own.shared == sha256_of_final(state) else ", until one of the later final model is made"
+    line = f"own model, of run {own.run}: {describe(own.choice)}{later}"
+    figures = describe_figures(own.choice)
+    return f"{line}; {figures}" if figures else line
 
 
 def _question_line(question: LedgerQuestion) -> str:

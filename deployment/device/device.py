@@ -37,8 +37,8 @@ from ...messages.training_order import ENCRYPTED_MODES, TrainingOrder, display_n
 from ...messages.wire import SECURE_RECORD, Exchange
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.secagg.transcript import AttemptTerms
-from ...privacy.statistics.evaluation import Evaluation
-from ...questions.answers import answer_evaluation, answer_inquiry
+from ...privacy.statistics.evaluation import GAINS, Evaluation, HeldOutMeans
+from ...questions.answers import Measured, answer_evaluation, answer_inquiry
 from ...questions.wire import question_of, released_of
 from .client_bundle import OWN_FILES, ClientBundle, DeviceFile, renew_roster
 from .device_ledger import DeviceLedger
@@ -53,6 +53,7 @@ from .server_quotes import ServerQuotes
 
 if TYPE_CHECKING:  # a linear model needs no torch
     from .linear import LinearTask
+    from .own_models import OwnModels
     from .torch_task import TorchTask
 
 logger = logging.getLogger("fedveil.client")
@@ -112,6 +113,13 @@ class Device:
     def memory(self) -> Path:
         """File of the node's memory between messages, sealed under its key."""
         return self.bundle.state / "node"
+
+    @cached_property
+    def own_models(self) -> OwnModels:
+        """Maker of the owner's own models."""
+        from .own_models import OwnModels  # no device without an own model needs it
+
+        return OwnModels(self.bundle, self.task)
 
     @property
     def last_model(self) -> LastModel:
@@ -241,7 +249,7 @@ class Device:
         """Return the task's reply: to an evaluation, to a question, or to a round of training."""
         request = question_of(message.content)
         if isinstance(request, Evaluation):
-            return answer_evaluation(message, request, self.task.evaluate(message, order, request))
+            return answer_evaluation(message, request, self._measured(message, order, request))
         if request is not None:
             table = self.task.columns(message.content, request)
             return answer_inquiry(message, request, table, Randomness(None).stream("question noise"))
@@ -249,6 +257,16 @@ class Device:
         if self.bundle.settings.personal.trains and (rows := rows_of(settings)):
             note_rows(self.bundle.state, rows)
         return self.task.train(message, settings)
+
+    def _measured(self, message: Message, order: TrainingOrder, evaluation: Evaluation) -> Measured | None:
+        """Return the measurement of a model on held-out records, None without any, and what the own model gains."""
+        measured = self.task.evaluate(message, order, evaluation)
+        if not isinstance(measured, HeldOutMeans) or not {*GAINS} & {*evaluation.figures}:
+            return measured
+        if not self.bundle.settings.personal.trains:
+            return measured
+        shared = wire.views(wire.only_arrays(message.content))
+        return replace(measured, gains=self.own_models.gains(shared, order, evaluation.metric))
 
     def merged(self, order: TrainingOrder) -> ClientSettings:
         """Return the owner's settings merged with the order, and the privacy of the owner's records that it demands.

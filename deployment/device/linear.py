@@ -4,10 +4,13 @@ The arrays have the names of torch's `nn.Linear`. Batches and their order are th
 agree up to float32 rounding.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
@@ -27,6 +30,12 @@ from ...privacy.statistics.evaluation import Evaluation, HeldOutMeans
 from ...privacy.statistics.holdout import hashes_of_rows, holdout_mask
 from ...privacy.statistics.inquiry import Inquiry
 
+if TYPE_CHECKING:
+    from ...personal.choice import Choice
+    from .personal_choice import PersonalChoice
+    from .run_rows import RunRows
+
+Arrays = Mapping[str, NDArray[np.generic]]
 Matrix = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
@@ -45,6 +54,10 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def only(self, rows: NDArray[Any]) -> Table:
+        """Return some of the examples; `rows` are their positions, or a mask."""
+        return Table(self.inputs[rows], self.targets[rows])
 
 
 def read_table(path: Path) -> Table:
@@ -128,10 +141,20 @@ class LinearTask:
         if not len(held_out):
             return None
         weight, bias = _weight_and_bias(only_arrays(message.content))
-        log_probabilities = _log_softmax(held_out.inputs @ weight.T + bias)
+        log_probabilities = log_softmax(held_out.inputs @ weight.T + bias)
         accuracy = (log_probabilities.argmax(1) == held_out.targets).mean()
         loss = -log_probabilities[np.arange(len(held_out)), held_out.targets].mean()
         return HeldOutMeans(float(accuracy), float(loss))
+
+    def own_model(
+        self, shared: Arrays, rows: RunRows, personal: PersonalChoice, scaling: str, key: int
+    ) -> tuple[Arrays, Choice]:
+        """Return the owner's own model; arguments as of `TorchTask.own_model`. Refuse what needs torch."""
+        from .linear_own import own_model
+
+        return own_model(
+            *parts_of(self.table, rows.share, rows.group_equal_rows), shared, personal, rows.training, key
+        )
 
 
 def train_round(message: Message, client: int, table: Table, settings: ClientSettings) -> Message:
@@ -168,7 +191,7 @@ def parts_of(table: Table, held_out: float | None, group_equal_rows: bool = Fals
     mask = holdout_mask(
         hashes_of_rows([table.inputs, table.targets]), held_out, group_equal_rows=group_equal_rows
     )
-    return Table(table.inputs[~mask], table.targets[~mask]), Table(table.inputs[mask], table.targets[mask])
+    return table.only(~mask), table.only(mask)
 
 
 def train(
@@ -190,23 +213,31 @@ def train(
     for batch in shuffled_batches(
         len(table), training.batch_size, training.local_epochs, client=client, key=key
     ):
-        inputs, targets = table.inputs[batch], table.targets[batch]
-        rows = np.arange(len(targets))
-        log_probabilities = _log_softmax(inputs @ weight.T + bias)
-        losses.append(-log_probabilities[rows, targets].mean())
-        # The gradient of the mean cross-entropy with respect to the outputs: (softmax - one-hot target) / batch size.
-        gradient = np.exp(log_probabilities)
-        gradient[rows, targets] -= 1
-        gradient /= np.float32(len(targets))
-        weight -= rate * (gradient.T @ inputs + pull * (weight - start_weight))
-        bias -= rate * (gradient.sum(0) + pull * (bias - start_bias))
+        loss, of_weight, of_bias = gradients_of(weight, bias, table.only(batch))
+        losses.append(loss)
+        weight -= rate * (of_weight + pull * (weight - start_weight))
+        bias -= rate * (of_bias + pull * (bias - start_bias))
     return float(np.mean(losses))
+
+
+def gradients_of(weight: Matrix, bias: Matrix, batch: Table) -> tuple[np.float32, Matrix, Matrix]:
+    """Return the mean cross-entropy on a batch and its gradients; arguments as of `train`."""
+    inputs, targets = batch.inputs, batch.targets
+    rows = np.arange(len(targets))
+    log_probabilities = log_softmax(inputs @ weight.T + bias)
+    loss = -log_probabilities[rows, targets].mean()
+    # The gradient of the mean cross-entropy with respect to the outputs: (softmax - one-hot target) / batch size.
+    gradient = np.exp(log_probabilities)
+    gradient[rows, targets] -= 1
+    gradient /= np.float32(len(targets))
+    return loss, gradient.T @ inputs, gradient.sum(0)
 
 
 def _weight_and_bias(arrays: ArrayRecord) -> list[Matrix]:
     return [view(arrays[name]).astype(np.float32) for name in ("weight", "bias")]
 
 
-def _log_softmax(outputs: Matrix) -> Matrix:
+def log_softmax(outputs: Matrix) -> Matrix:
+    """Return the logarithms of the probabilities of outputs, shape (n, classes)."""
     shifted = outputs - outputs.max(1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))

@@ -1,11 +1,15 @@
 """End of a run on a device: its status and the final model, in files of the state folder."""
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
 
 from ...base.bounded_decoding import read_json_file
 from ...base.durable_files import replace_file
@@ -37,6 +41,23 @@ class LastRun:
         return f"run {self.run} is over ({self.status} after {self.rounds} rounds)"
 
 
+@dataclass(frozen=True)
+class FinalModel:
+    """Final model of a run, as the device stored it.
+
+    Attributes:
+      run: name of the run.
+      sha256: hash of the file, in hexadecimal.
+      arrays: by name.
+      moments: by which the run scaled inputs, as JSON; empty without scaling.
+    """
+
+    run: str
+    sha256: str
+    arrays: Mapping[str, NDArray[np.generic]]
+    moments: str
+
+
 def record_end(state: Path, over: RunOver) -> LastRun:
     """Record in the state folder that a run is over, its model first; the model of an earlier run is replaced.
 
@@ -62,3 +83,26 @@ def read_ended(state: Path) -> LastRun | None:
 def forget_end(state: Path) -> None:
     """Delete the record of the last run's end, since another has begun; its model stays."""
     (state / ENDED).unlink(missing_ok=True)
+
+
+def sha256_of_final(state: Path) -> str:
+    """Return the hash of the final model's file in the state folder, in hexadecimal; empty if there is none."""
+    path = state / MODEL
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+def final_model(state: Path) -> FinalModel | None:
+    """Return the final model in the state folder; None if there is none.
+
+    Raises:
+      OSError: the file cannot be read.
+      SafetensorError: it is damaged.
+    """
+    path = state / MODEL
+    if not path.is_file():
+        return None
+    sha256 = sha256_of_final(state)
+    with safe_open(path, framework="numpy") as file:
+        about: dict[str, str] = file.metadata() or {}
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    return FinalModel(about.get("run", ""), sha256, arrays, about.get("moments", ""))

@@ -1,11 +1,11 @@
-"""Rows of a device on which a run trained and those that it left out, in a file: the own model is chosen on the latter."""
+"""Rows of a device on which a run trained, and how: in a file, since the own model trains on the same after a restart."""
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...base.bounded_decoding import read_json_file
+from ...base.bounded_decoding import plain_of, read_json_file
 from ...base.durable_files import replace_file
 from ...messages.client_settings import ClientSettings
 from ...messages.local_training import LocalTraining
@@ -17,19 +17,19 @@ FILE = "rows.json"
 
 @dataclass(frozen=True)
 class RunRows:
-    """Split of a device's rows in a run, as its orders and its owner set it.
+    """Split of a device's rows in a run, as its orders and its owner set it, and the training of the rounds.
 
     Attributes:
       share: of the rows that are held out of training, in (0, 1).
       alone: whether each row is selected by itself, as the record level requires.
       group_equal_rows: whether equal rows are held out together, as by the rule of earlier releases.
-      batch_size: rows in a step of the run.
+      training: of the last round.
     """
 
     share: float
     alone: bool = False
     group_equal_rows: bool = False
-    batch_size: int = LocalTraining().batch_size
+    training: LocalTraining = field(default_factory=LocalTraining)
 
 
 def rows_of(settings: ClientSettings) -> RunRows | None:
@@ -37,7 +37,7 @@ def rows_of(settings: ClientSettings) -> RunRows | None:
     if settings.held_out is None:
         return None
     hides_records = settings.step is not None or settings.record is not None
-    return RunRows(settings.held_out, hides_records, settings.group_equal_rows, settings.training.batch_size)
+    return RunRows(settings.held_out, hides_records, settings.group_equal_rows, settings.training)
 
 
 def note_rows(state: Path, rows: RunRows) -> None:
@@ -45,7 +45,7 @@ def note_rows(state: Path, rows: RunRows) -> None:
     if read_rows(state) == rows:
         return
     try:
-        replace_file(state / FILE, (json.dumps(asdict(rows)) + "\n").encode())
+        replace_file(state / FILE, (json.dumps(plain_of(rows)) + "\n").encode())
     except OSError as error:
         logger.warning("the split of the rows is not stored in %s (%s)", state, error.strerror)
 
@@ -53,3 +53,8 @@ def note_rows(state: Path, rows: RunRows) -> None:
 def read_rows(state: Path) -> RunRows | None:
     """Return the split of the last run that trained here; None if none is stored."""
     return read_json_file(RunRows, state / FILE)
+
+
+def scaling_of(moments: object) -> str:
+    """Return a run's moments, which scale inputs, as JSON that can be a key; empty where there are none."""
+    return json.dumps(moments, sort_keys=True) if moments else ""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flwr.app import Message, RecordDict
 
@@ -24,12 +25,23 @@ from ...questions.answers import Measured
 from ...questions.client import measured_at, table_of
 from ...tasks.arrays import agreement_of
 from ...tasks.data import check_data, check_taken, data_of, data_of_all
-from ...tasks.held_back import held_back
+from ...tasks.held_back import held_back, held_back_of
 from ...tasks.memory import give_back
 from ...tasks.optimizers import check_optimizer
 from ...tasks.own_scale import WARNING, own_scale
 from ...tasks.persons import limit_per_person, names_of
 from ...tasks.protocol import Task, own_training
+from .run_rows import RunRows
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ...personal.choice import Choice
+    from ...personal.training import OwnTraining
+    from .personal_choice import PersonalChoice
+
+    Arrays = Mapping[str, NDArray[np.generic]]
 
 logger = logging.getLogger("fedveil.client")
 
@@ -134,6 +146,48 @@ class TorchTask:
         is_of_records, ordered = evaluation.unit is Unit.RECORD, _ordered_in(order.task_options)
         bench = self._bench(evaluation.share, is_of_records, order.group_equal_rows, ordered)
         return measured_at(bench, self._client, message.content, evaluation)
+
+    def own_model(
+        self, shared: Arrays, rows: RunRows, personal: PersonalChoice, scaling: str, key: int
+    ) -> tuple[Arrays, Choice]:
+        """Return the owner's own model and its choice, trained beside the model of the rounds.
+
+        Args:
+          shared: arrays of the final model, by name.
+          rows: split of the owner's rows in the run, and the training of its rounds.
+          personal: the owner's choice.
+          scaling: moments by which the run scales inputs, as JSON; empty without scaling.
+          key: of the training's draws.
+
+        Raises:
+          Refusal: as of `personal.own_model.own_model`.
+        """
+        from ...personal.own_model import Evaluation as Arithmetic
+        from ...personal.own_model import Rows, own_model
+
+        ordered = _ordered_in({"moments": json.loads(scaling or "null")})
+        task = self._bench(rows.share, rows.alone, rows.group_equal_rows, ordered).task
+        bench, held_out = Workbench(self._settings, task), held_back_of(task, self._client)
+        assert held_out is not None  # `_bench` holds a share out
+        parts = Rows(data_of(task, self._client), held_out)
+        own = _own_training(personal, rows, task)
+        arithmetic = Arithmetic(bench.precision, self._settings.examples_at_once)
+        return own_model(task, bench.model, parts, shared, own, key, arithmetic)
+
+
+def _own_training(personal: PersonalChoice, rows: RunRows, task: Task) -> OwnTraining:
+    """Return the parameters of the owner's own training; arguments as of `TorchTask.own_model`."""
+    from ...personal.training import OwnTraining, usual_rate, without_noise
+
+    training = rows.training
+    return OwnTraining(
+        steps=personal.steps,
+        learning_rate=personal.learning_rate or usual_rate(training.learning_rate, task, rows.alone),
+        batch_size=personal.batch_size or training.batch_size,
+        pull=personal.pull_or_none,
+        layers=personal.layers,
+        optimizer=without_noise(training.optimizer),
+    )
 
 
 def _ordered_in(task_options: Mapping[str, object]) -> str:

@@ -60,7 +60,7 @@ def test_rows_for_an_own_model_train_no_shared_one(
     trained, _ = linear.parts_of(linear.read_table(bundle / "device.npz"), share)
     of_order, _ = linear.parts_of(linear.read_table(bundle / "device.npz"), 0.4)
     assert sizes == [len(trained), len(of_order)]
-    stored = RunRows(0.4, batch_size=10) if personal.trains else None
+    stored = RunRows(0.4, training=CENTRAL.training) if personal.trains else None
     assert read_rows(device.bundle.state) == stored
 
 
@@ -86,4 +86,4 @@ def test_noise_on_records_is_planned_from_the_rows_that_train(bundle: Path, tmp_
     message = Message(instruct(content, SumSpec(None), order.run, 1), 2, "train")
     name_message(message, "m1")
     assert code_of(device, message) == 0
-    assert read_rows(device.bundle.state) == RunRows(0.2, alone=True, batch_size=50)
+    assert read_rows(device.bundle.state) == RunRows(0.2, alone=True, training=order.training)
