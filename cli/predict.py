@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from ..base.extras import require_extra
 from ..base.refusal import Refusal
 from ..run.files import RESULT
-from .grammar import MovedBase, allow_local_modules, app, argument, option, task_keys, verb
+from .grammar import MovedBase, allow_local_modules, app, argument, flag, option, task_keys, verb
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,10 +32,13 @@ def predict(
         str | None, option("METHOD", "Add each input's contribution to the score: integrated_gradients.")
     ] = None,
     base: MovedBase = "",
+    shared: Annotated[
+        bool, flag("--shared", "Of a client: the run's final model instead of its own one.")
+    ] = False,
 ) -> int:
     """Write the prediction of a run's model for each row: the likeliest class and its probability, or a number.
 
-    Of a language model the prediction is the perplexity of each text.
+    Of a language model the prediction is the perplexity of each text. A client that has a model of its own predicts with it.
 
     Example:
       fedveil predict runs/first patients.csv --out predictions.csv
@@ -51,11 +54,11 @@ def predict(
         )
     exported, modules = read_export(run), tuple(allow_module or ())
     if explain is not None:
-        columns = explanation(run, data, modules, explain)
+        columns = explanation(run, data, modules, explain, shared=shared)
     elif exported:
         columns = exported.predict(data)
     else:
-        columns = _predict_of_run(run, data, modules, task_keys(base))
+        columns = _predict_of_run(run, data, modules, task_keys(base), shared)
     write(columns, out)
     if out:
         print(f"{out}: {len(next(iter(columns.values())))} predictions ({', '.join(columns)})")
@@ -75,18 +78,18 @@ def _mean_contributions(columns: Mapping[str, NDArray[Any]]) -> str:
 
 
 def _predict_of_run(
-    run: Path, data: Path, allow_modules: tuple[str, ...], keys: Mapping[str, str]
+    run: Path, data: Path, allow_modules: tuple[str, ...], keys: Mapping[str, str], shared: bool
 ) -> dict[str, NDArray[Any]]:
     """Return the predictions of a run's or a device's model, by column name, shape (n,) each; arguments as of `load_model`."""
     require_extra("client", "fedveil predict of a run")
     from ..run.released import predictions
 
-    loaded = load_model(run, allow_modules, keys)
+    loaded = load_model(run, allow_modules, keys, shared=shared)
     return predictions(loaded.model, loaded.task, data, loaded.classifies)
 
 
 def explanation(
-    run: Path, data: Path, allow_modules: tuple[str, ...], method: str
+    run: Path, data: Path, allow_modules: tuple[str, ...], method: str, *, shared: bool = False
 ) -> dict[str, NDArray[Any]]:
     """Return predictions by column name, shape (n,) each, then score, at_baseline and the contribution of each input.
 
@@ -95,6 +98,7 @@ def explanation(
       data: a table, a folder of tables, or a .npy file of inputs.
       allow_modules: modules that may be imported for the run's task.
       method: method of attribution, of which some are refused because they would publish rows of others.
+      shared: as of `load_model`.
 
     Raises:
       Refusal: there is no such method or model, or the data do not suit the model.
@@ -110,7 +114,7 @@ def explanation(
     if read_export(run):
         remedy = "is an export, which has no gradients; name the run that it came from"
         raise Refusal("--explain", str(run), remedy)
-    loaded = load_model(run, allow_modules)
+    loaded = load_model(run, allow_modules, shared=shared)
     model, schema = loaded.model, getattr(loaded.task, "schema", None)
     outputs = predictions(model, loaded.task, data, loaded.classifies)
     inputs = from_numpy(read_array(data) if schema is None else schema_inputs(schema, data))
@@ -153,14 +157,19 @@ class LoadedModel:
 
 
 def load_model(
-    folder: Path, allow_modules: tuple[str, ...], keys: Mapping[str, str] = MappingProxyType({})
+    folder: Path,
+    allow_modules: tuple[str, ...],
+    keys: Mapping[str, str] = MappingProxyType({}),
+    *,
+    shared: bool = False,
 ) -> LoadedModel:
-    """Return the model of a run or of a client's device.
+    """Return the model of a run or of a client's device; if the device has one of its own, a line says which it is.
 
     Args:
       folder: folder of a run; or a client's bundle, or the state folder in it, which keeps the final model of a run.
       allow_modules: modules that may be imported for the run's task.
       keys: keys of the task whose values replace those of the run.
+      shared: whether to take the run's final model of a device that has one of its own.
 
     Raises:
       Refusal: there is no such run, no model, or the model has another schema than the bundle has now.
@@ -170,7 +179,9 @@ def load_model(
     from ..run.run_files import read_object
 
     if bundle := saved_model.bundle_of(folder):
-        saved = saved_model.load_saved(bundle, allow_modules, keys)
+        saved = saved_model.load_latest(bundle, allow_modules, keys, shared=shared)
+        if saved.own or shared:
+            print(f"{bundle}: {saved}{'' if shared else '; --shared takes the shared one'}", file=sys.stderr)
         return LoadedModel(saved.model, saved.task, saved.classifies)
     require_ended(folder)
     task = task_of(folder, allow_modules, keys)

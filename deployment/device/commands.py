@@ -36,13 +36,12 @@ from .device_ledger import DeviceLedger, LedgerSpending, questions_of, spent_on
 from .ledger_heads import LEDGERS, RECEIPTS
 from .order_policy import DEALS
 from .owner_policy import OwnerPolicy
-from .run_end import LastRun, read_ended, sha256_of_final
+from .run_end import OWN_MODEL, LastRun, read_ended, sha256_of_final
 
 if TYPE_CHECKING:
     from ...personal.state import OwnModel
 
 NOT_RUNNING, REFUSED = 1, 2
-OWN_MODEL = "personal.safetensors"  # as of `personal.state`
 JSON_KEYS = {"reason": "why", "segments": "asked", "time": "when"}  # of a question, which programs read
 # Files of the state that are never forgotten: a revoked member stays so, an answered instruction is not answered again, and
 # a replaced authority does not return.

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,14 +15,14 @@ from ...base.refusal import Refusal
 from ...client.training.batches import shuffled_batches
 from ...messages.local_training import LocalTraining
 from ...personal.choice import LOCAL, POINTS, SHARED, Choice, FoldMeans, choose, folds_of, shares_of
-from .linear import Matrix, Table, gradients_of, log_softmax
+from .linear import Table, gradients_of, log_softmax
 from .personal_choice import PersonalChoice
 
 # As of `personal.training`, which needs torch; a test compares them.
 LOCAL_STEPS = 5
 RATE_SHARE = 1 / 4
 
-Model = dict[str, Matrix]  # weight, shape (classes, d), and bias, shape (classes,)
+Model = dict[str, NDArray[Any]]  # weight, shape (classes, d), and bias, shape (classes,)
 
 
 @dataclass(frozen=True, eq=False)

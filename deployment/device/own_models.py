@@ -26,9 +26,9 @@ from ...messages.model_difference import hash_of
 from ...messages.training_order import TrainingOrder
 from ...personal.choice import COLUMNS, LOCAL, LOSS, PERSONAL, SHARED, Choice
 from ...personal.gains import gains_of
-from ...personal.state import FILE, OwnModel, read_own, write_own
+from ...personal.state import OwnModel, read_own, write_own
 from .client_bundle import ClientBundle
-from .run_end import final_model
+from .run_end import OWN_MODEL, final_model
 from .run_rows import RunRows, read_rows, scaling_of
 
 if TYPE_CHECKING:  # a linear model needs no torch
@@ -58,7 +58,7 @@ class OwnModels:
     @property
     def path(self) -> Path:
         """File of the own model."""
-        return self.bundle.state / FILE
+        return self.bundle.state / OWN_MODEL
 
     def make_missing(self) -> None:
         """Make and store the own model of the last final model, unless it is there and the owner's choice is the same.

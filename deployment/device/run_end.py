@@ -17,6 +17,7 @@ from ...base.tensor_file import safetensors_parts
 from ...messages.notices import RunOver
 
 MODEL, ENDED = "model.safetensors", "ended.json"
+OWN_MODEL = "personal.safetensors"  # as of `personal.state`, an extension that a device may lack
 
 
 @dataclass(frozen=True)

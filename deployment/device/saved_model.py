@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
@@ -18,10 +19,14 @@ from ...configs.bundle_files import read_toml
 from ...run.files import MODEL
 from ...run.released import model_of
 from ...tasks import load_task
-from ...tasks.arrays import agreement_of, load_arrays
+from ...tasks.arrays import agreement_of, holds_arrays, load_arrays
 from ...tasks.data import data_of
 from ...tasks.protocol import Task
 from .client_bundle import DEVICE_FILE, OWN_FILES, DeviceFile
+from .run_end import OWN_MODEL, sha256_of_final
+
+if TYPE_CHECKING:
+    from ...personal.state import OwnModel
 
 NO_KEYS: Mapping[str, str] = MappingProxyType({})
 
@@ -34,11 +39,20 @@ class SavedModel:
       model: network with its weights, in evaluation mode.
       task: task of the bundle; None for a linear model of NumPy, which has no task.
       classifies: whether its outputs are scores of classes.
+      file: of its arrays.
+      run: name of the run that it is of, or that it was trained on from.
+      own: the owner's own model; None if this is the run's.
     """
 
     model: nn.Module
     task: Task | None
     classifies: bool
+    file: Path
+    run: str
+    own: OwnModel | None = None
+
+    def __str__(self) -> str:
+        return f"its own model, from that of run {self.run}" if self.own else f"the model of run {self.run}"
 
 
 def bundle_of(folder: Path) -> Path | None:
@@ -55,10 +69,54 @@ def _settings(bundle: Path) -> DeviceFile:
     return read_toml(DeviceFile, bundle / DEVICE_FILE)
 
 
+def own_model_of(bundle: Path) -> OwnModel | None:
+    """Return a device's own model; None if it has none that was made from the final model that it has now.
+
+    Raises:
+      Refusal: its file cannot be read.
+    """
+    state = bundle / _settings(bundle).state
+    if not (state / OWN_MODEL).is_file():  # then the extension need not be here
+        return None
+    from ...personal.state import read_own
+
+    own = read_own(state / OWN_MODEL)
+    return own if own and own.shared == sha256_of_final(state) else None
+
+
+def load_latest(
+    bundle: Path,
+    allow_modules: tuple[str, ...] = (),
+    keys: Mapping[str, str] = NO_KEYS,
+    *,
+    shared: bool = False,
+) -> SavedModel:
+    """Return the owner's own model, if it was made from the final model of the last run, else that final model.
+
+    Arguments and errors as of `load_saved`; with `shared` it is the final model in any case.
+    """
+    own = None if shared else own_model_of(bundle)
+    if own is None:
+        return load_saved(bundle, allow_modules, keys)
+    return load_own(bundle, own, allow_modules, keys)
+
+
+def load_own(
+    bundle: Path, own: OwnModel, allow_modules: tuple[str, ...] = (), keys: Mapping[str, str] = NO_KEYS
+) -> SavedModel:
+    """Return a device's own model, loaded; arguments and errors as of `load_saved` and `own_model_of`."""
+    saved = load_saved(bundle, allow_modules, keys)
+    if not holds_arrays(saved.model, own.arrays):
+        remedy = f"has other arrays than run {saved.run}; start the client, which makes it anew"
+        raise Refusal("personal", str(saved.file.with_name(OWN_MODEL)), remedy)
+    load_arrays(saved.model, own.arrays)
+    return replace(saved, own=own, file=saved.file.with_name(OWN_MODEL))
+
+
 def load_saved(
     bundle: Path, allow_modules: tuple[str, ...] = (), keys: Mapping[str, str] = NO_KEYS
 ) -> SavedModel:
-    """Return the model that a device has saved at the end of a run, for the task in its bundle.
+    """Return the final model of a run that a device has saved, for the task in its bundle.
 
     Args:
       bundle: folder of the client's bundle.
@@ -78,7 +136,7 @@ def load_saved(
         arrays = load_file(state / MODEL)
         model = nn.Linear(*arrays["weight"].shape[::-1])
         load_arrays(model, arrays)
-        return SavedModel(model.eval(), None, True)
+        return SavedModel(model.eval(), None, True, state / MODEL, metadata.get("run", ""))
     options = {**choice.options, **choice.args, **choice.shared(bundle), **keys}
     if metadata.get("moments"):  # means and deviations by which the run scaled inputs
         options["moments"] = read_json(metadata["moments"])
@@ -91,4 +149,5 @@ def load_saved(
         choice.name not in OWN_FILES
         and not data_of(task, choice.client).batch(torch.arange(1))[1].is_floating_point()
     )
-    return SavedModel(model_of(state, task), task, classifies)
+    model = model_of(state, task)
+    return SavedModel(model, task, classifies, state / MODEL, metadata.get("run", ""))

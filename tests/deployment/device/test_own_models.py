@@ -5,22 +5,25 @@ from __future__ import annotations
 import json
 import runpy
 import threading
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tomli_w
 from flwr.app import Message
 from safetensors.numpy import load_file
 
+from fedveil.__main__ import run
 from fedveil.deployment.device import commands
 from fedveil.deployment.device.agent import Agent
 from fedveil.deployment.device.client_bundle import TaskChoice, read_client_bundle
 from fedveil.deployment.device.device import Device, read_device
 from fedveil.deployment.device.own_models import OwnModels, making_own_models
 from fedveil.deployment.device.personal_choice import PersonalChoice
-from fedveil.deployment.device.run_end import record_end, sha256_of_final
+from fedveil.deployment.device.run_end import OWN_MODEL, record_end, sha256_of_final
 from fedveil.deployment.device.run_rows import RunRows, note_rows
 from fedveil.messages.flower_adapter import claim_identity
 from fedveil.messages.notices import RunOver, message_to
@@ -57,8 +60,12 @@ def bundle(made: Path) -> Path:
     return folder
 
 
-def ended(device: Device, run: str = "spring", model: dict[str, Any] | None = None) -> None:
-    record_end(device.bundle.state, RunOver(run, "completed", 3, BASE if model is None else model))
+def ended(device: Device, name: str = "spring", model: dict[str, Any] | None = None) -> None:
+    record_end(device.bundle.state, RunOver(name, "completed", 3, BASE if model is None else model))
+
+
+def test_the_file_has_the_name_that_the_room_gives_it() -> None:
+    assert OWN_MODEL == FILE
 
 
 def test_each_final_model_is_trained_on_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,3 +182,34 @@ def test_status_shows_the_owner_which_own_model_stands(
     assert "until one of the later final model is made" in capsys.readouterr().out
     commands.forget(bundle, ledgers=False)
     assert not (device.bundle.state / FILE).exists()
+
+
+def test_prediction_at_a_client_uses_its_own_model(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = bundle / "client.toml"
+    choice = {"name": "after", "steps": 60, "learning_rate": 0.5}
+    file.write_text(tomli_w.dumps({**tomllib.loads(file.read_text()), "personal": choice}))
+    claim_identity(1)
+    device = read_device(read_client_bundle(bundle))
+    ended(device)
+    draw = np.random.default_rng(9)
+    rows = draw.normal(size=(200, FEATURES)).astype(np.float32)
+    np.save(tmp_path / "new.npy", rows)
+    truth = rows[:, :CLASSES].argmax(1)
+
+    def accuracy(*more: str) -> tuple[float, str]:
+        assert run(["predict", str(bundle), str(tmp_path / "new.npy"), *more]) == 0
+        out, err = capsys.readouterr()
+        classes = [int(line.split(",")[0]) for line in out.splitlines()[1:]]
+        return float((np.array(classes) == truth).mean()), err
+
+    before, note = accuracy()
+    assert before < 0.5 and not note
+    device.own_models.make_missing()
+    own, note = accuracy()
+    assert own > 0.8 and "its own model, from that of run spring; --shared takes" in note
+    shared, note = accuracy("--shared")
+    assert shared == before and "the model of run spring" in note
+    ended(device, "summer", {**BASE, "bias": np.float32([0, 1, 0])})  # whose own model is not made yet
+    assert accuracy()[1] == ""
