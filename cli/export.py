@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from ..base.bounded_decoding import format_number
-from .grammar import Json, MovedBase, allow_local_modules, app, argument, option, task_keys, verb
+from .grammar import Json, MovedBase, allow_local_modules, app, argument, flag, option, task_keys, verb
 
 
 @verb(app, "export", "Convert a run's model for a device.", needs="client")
 def export(
-    run: Annotated[Path, argument("RUN", "Folder of an ended run.", file_okay=False)],
+    run: Annotated[Path, argument("RUN", "Folder of an ended run, or a client's bundle.", file_okay=False)],
     to: Annotated[
         str, option("FORMAT", "", words=("safetensors", "onnx", "torchscript", "int8", "peft", "merged"))
     ],
@@ -28,6 +28,12 @@ def export(
     ] = None,
     allow_module: Annotated[list[str] | None, option("MODULE", "Module of the run's own task.")] = None,
     base: MovedBase = "",
+    personal: Annotated[
+        bool, flag("--personal", "Export a client's own model, which has no privacy from whoever gets it.")
+    ] = False,
+    client: Annotated[
+        int | None, option("NUMBER", "Number of the simulated client whose own model --personal exports.")
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Write a run's model, or a smaller student of it, in the format of a runtime. Epsilon does not change.
@@ -36,13 +42,19 @@ def export(
       fedveil export runs/first --to int8
       fedveil export runs/first --to onnx --student small:Net --public pictures.npy
       fedveil export runs/letters --to peft
+      fedveil export hearts/clients/cleveland --to int8 --personal
     """
+    from ..deployment.device import saved_model
     from ..export import export as exports
     from ..tasks.exported import FILES
 
     allow_local_modules()
-    order = exports.Order(to, student, public, out, tuple(allow_module or ()), task_keys(base))
-    folder, card = exports.export(run, order)
+    modules = tuple(allow_module or ())
+    order = exports.Order(to, student, public, out, modules, task_keys(base), personal, client)
+    if bundle := saved_model.bundle_of(run):
+        folder, card = saved_model.export_saved(bundle, order)
+    else:
+        folder, card = exports.export(run, order)
     first = folder / (card["file"] if card["to"] in FILES else "")
     print(json.dumps(card, indent=1) if as_json else "\n".join([str(first), *_lines(card)]))
     return 0
@@ -66,10 +78,12 @@ def _facts(card: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             )
     else:
         yield from _comparison(card)
+    if not card["privacy"]:  # of a device, which does not know the whole run
+        yield "epsilon", card["privacy_said"]
     for row in card["privacy"]:
         if row["adversary"] == "model":
             spent = f"{format_number(row['epsilon'], '.4g')} of a {row['unit']} at delta {row['delta']:g}"
-            yield "epsilon", f"{spent}, that of the run"
+            yield "epsilon", row.get("said", f"{spent}, that of the run")
 
 
 def _comparison(card: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -32,6 +32,7 @@ from ..server.tuning import LOSS
 from ..tasks import Task, load_task, numpy_model
 from ..tasks.data import as_data, derived, figures_of, placeholder
 from ..tasks.exported import CARD, FILES, FORMAT, Model, read_array, read_model
+from ..tasks.model_columns import read_released
 from ..tasks.other_model import model_named
 from ..tasks.protocol import PredictingTask
 from ..tasks.shapes import SHAPES, shapes
@@ -42,6 +43,10 @@ TOLERANCE = 1e-4  # for the difference from torch, relative to the largest outpu
 NUM_ROWS, SEED = 8, 0  # random rows for the comparison, and their seed
 INT8 = 127  # the largest value; the range is symmetric about zero
 REPEATS = 50  # predictions of one row, whose median time is reported
+OF_CLIENTS = "personal/client-{:03d}.safetensors"  # own models of a simulation's clients, in the run folder
+# Of a client's own model: it was trained on that client's data without noise.
+NO_PRIVACY = "epsilon is infinite for this client's data, to whoever gets the model; for other clients' data it is that of the run"
+OWN_ROW = {"adversary": "model", "unit": "client", "epsilon": "Infinity", "delta": 0.0, "said": NO_PRIVACY}
 STATEMENT = "post-processing of the released model, on public inputs alone: epsilon is that of the run"
 
 
@@ -56,6 +61,8 @@ class Order:
       out: folder to create; None takes `export` in the run folder.
       allow_modules: modules that may be imported for the run's task.
       keys: keys of the task whose values replace those of the run.
+      personal: whether a client's own model is exported, which has no privacy towards whoever gets it.
+      client: number of that client in a simulation; None for a device, which has one.
     """
 
     to: str
@@ -64,6 +71,8 @@ class Order:
     out: Path | None = None
     allow_modules: tuple[str, ...] = ()
     keys: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    personal: bool = False
+    client: int | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,9 @@ def export(run: Path, order: Order) -> tuple[Path, dict[str, Any]]:
         the folder exists.
     """
     require_ended(run)
+    if order.personal != (order.client is not None):
+        remedy = "a simulation's clients have own models: give --personal and the number of one by --client"
+        raise Refusal("--client", order.client, remedy)
     return export_from(run, config_of(run)["task"], order, lambda: _source_of_run(run, order))
 
 
@@ -138,7 +150,21 @@ def _source_of_run(run: Path, order: Order) -> Source:
         task = task_of(run, order.allow_modules, order.keys)
     # No run evaluates its model on private held-out data, so a loss shows that they are public.
     is_public, classifies = LOSS in result["metrics"], _classifies(task, result["metrics"])
-    return Source(run / MODEL, config, task, model_of(run, task), result["privacy"], classifies, is_public)
+    source = Source(run / MODEL, config, task, model_of(run, task), result["privacy"], classifies, is_public)
+    if order.client is None:
+        return source
+    file = run / OF_CLIENTS.format(order.client)
+    if not file.is_file():
+        raise Refusal(
+            "--client", order.client, f"has no own model in {file.parent}; train with personal=after"
+        )
+    read_released(source.model, file.read_bytes())
+    return own_source(source, file)
+
+
+def own_source(source: Source, file: Path) -> Source:
+    """Return the source of a client's own model, which is in `source.model`; `file` has its arrays."""
+    return replace(source, file=file, privacy=(OWN_ROW,), statement=NO_PRIVACY)
 
 
 def _complete(folder: Path, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
@@ -196,6 +222,8 @@ def _target_folder(run: Path, task: Mapping[str, Any], order: Order) -> Path:
         remedy = "a student learns from the model's outputs on public inputs; name them with --public"
         raise Refusal("--student", order.student, remedy)
     default_name = order.to if order.student is None else f"{order.to}-{order.student.rpartition(':')[2]}"
+    whose = "" if order.client is None else f"{order.client:03d}-"
+    default_name = f"personal-{whose}{default_name}" if order.personal else default_name
     folder = order.out or run / "export" / default_name
     if folder.exists():
         raise Refusal("--out", str(folder), "exists; remove it, or name another folder")

@@ -23,6 +23,7 @@ from .task import SENTENCE, TOLERANCES, TextTask, base_decoder
 
 README = "README.md"
 INDEX = "model*.index.json"  # which file of a base has which tensor
+RELEASED = "This export is post-processing of the released model, so that its epsilon is that of the run."
 ADAPTERS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # as PEFT reads them
 PREFIX = "base_model.model."  # of PEFT, before a name of the base
 # Files of a base that a merged model has too, besides its weights; no code of anybody is among them.
@@ -262,6 +263,8 @@ def _readme(task: TextTask, library: str, privacy: Sequence[Mapping[str, Any]]) 
         f"| {each['unit']} | {each['adversary']} | {format_number(each['epsilon'], '.4g')} | {each['delta']:g} |"
         for each in privacy
     ]
+    # A row of a client's own model has a statement of its own.
+    statements = [f"Privacy: {each['said']}." for each in privacy if "said" in each] or [RELEASED]
     lines = [
         *(
             "---",
@@ -278,7 +281,7 @@ def _readme(task: TextTask, library: str, privacy: Sequence[Mapping[str, Any]]) 
         *("", "```python", _example(task, library), "```", "", "## What is promised to whom", ""),
         *("| hidden | from | epsilon | delta |", "|---|---|---|---|", *rows, ""),
         "Without privacy epsilon is infinite: the model may then repeat clients' texts word by word.",
-        "This export is post-processing of the released model, so that its epsilon is that of the run.",
+        *statements,
     ]
     return "\n".join(lines) + "\n"
 

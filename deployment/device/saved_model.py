@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
@@ -16,6 +16,7 @@ from torch import nn
 from ...base.bounded_decoding import read_json
 from ...base.refusal import Refusal
 from ...configs.bundle_files import read_toml
+from ...export.export import Order, Source, export_from, own_source
 from ...run.files import MODEL
 from ...run.released import model_of
 from ...tasks import load_task
@@ -28,6 +29,7 @@ from .run_end import OWN_MODEL, sha256_of_final
 if TYPE_CHECKING:
     from ...personal.state import OwnModel
 
+OF_RUN = "the final model of a run: epsilon is that of the run, which its operator reports"
 NO_KEYS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -151,3 +153,39 @@ def load_saved(
     )
     model = model_of(state, task)
     return SavedModel(model, task, classifies, state / MODEL, metadata.get("run", ""))
+
+
+def export_saved(bundle: Path, order: Order) -> tuple[Path, dict[str, Any]]:
+    """Export the final model of a run that a device has saved or, with `order.personal`, the owner's own model.
+
+    Args:
+      bundle: folder of the client's bundle.
+      order: as of `export.export.export`.
+
+    Raises:
+      Refusal: there is no such model, it is a linear model of NumPy, or as of `export.export.export_from`.
+    """
+    choice = _settings(bundle).task
+    if order.client is not None:
+        raise Refusal("--client", order.client, "is of a simulation; a device has one client, leave it out")
+    if choice.kind is not None:
+        remedy = f"any program reads {MODEL} and {OWN_MODEL} in its state folder, weight and bias; copy them"
+        raise Refusal("RUN", str(bundle), remedy)
+    # Public inputs may not lie in the bundle, where the device's data are.
+    keys = {"name": choice.name or "custom", "folder": str(bundle), **choice.options}
+    return export_from(bundle, keys, order, lambda: _source(bundle, keys, order))
+
+
+def _source(bundle: Path, keys: Mapping[str, Any], order: Order) -> Source:
+    """Return the source of an export; arguments as of `export_saved`, `keys` are those of the task."""
+    saved = load_latest(bundle, order.allow_modules, order.keys, shared=not order.personal)
+    if order.personal and saved.own is None:
+        remedy = (
+            "has no own model of its final model; give client.toml a table personal, and start the client"
+        )
+        raise Refusal("--personal", str(bundle), remedy)
+    assert saved.task is not None  # only a linear model of NumPy has none
+    schema = getattr(saved.task, "schema", None)
+    classifies = bool(saved.task.classes) if schema is not None else saved.classifies
+    source = Source(saved.file, {"task": keys}, saved.task, saved.model, (), classifies, False)
+    return own_source(source, saved.file) if saved.own else replace(source, statement=OF_RUN)
