@@ -50,6 +50,8 @@ TABLE = {
     ("query", "layers"): "personal.layers_query:LAYERS",
     ("query", "personal"): "personal.simulation:PERSONAL_MODELS",
     ("query", "answer"): "questions.client:answer",  # client/app.py
+    ("personal", "training"): "personal.training:own_training_of",  # questions/evaluation.py
+    ("personal", "gains"): "personal.gains_at_client:gains_at",  # questions/client.py
     ("query", "counts"): "questions.answers:counts_of",  # simulations/clients.py
 }
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from flwr.app import Error, Message, RecordDict
 
+from ..base.extensions import extension
 from ..base.refusal import Refusal
 from ..client.workbench import Workbench
 from ..messages import wire
@@ -13,7 +16,7 @@ from ..privacy.ledger.ledger import BudgetExhausted
 from ..privacy.ledger.question_caps import QUESTION
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.statistics.columns import Table
-from ..privacy.statistics.evaluation import Evaluation
+from ..privacy.statistics.evaluation import Evaluation, HeldOutMeans
 from ..privacy.statistics.inquiry import Inquiry
 from ..server.query_rows import NAME, round_number
 from ..tasks.arrays import load_arrays
@@ -39,7 +42,11 @@ def answer(message: Message, client: int, bench: Workbench) -> Message:
     """
     request = question_of(message.content)
     if isinstance(request, Evaluation):
-        return answer_evaluation(message, request, measured_at(bench, client, message.content, request))
+        measured = measured_at(bench, client, message.content, request)
+        if request.own and isinstance(measured, HeldOutMeans):
+            gains = extension("personal", "gains", "personal", request.own)
+            measured = replace(measured, gains=gains(bench, client, message.content, request))
+        return answer_evaluation(message, request, measured)
     assert request is not None
     return _answer_inquiry(message, client, bench, request)
 

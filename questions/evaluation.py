@@ -5,6 +5,7 @@ When arms try values, each arm's clients may evaluate its model. This costs one 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,14 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from ..base.bounded_decoding import plain_of
 from ..base.durable_files import append_line
+from ..base.extensions import extension
 from ..messages.wire import memory_arrays
 from ..modes.federation import Federation
 from ..privacy.arms import Arm
 from ..privacy.budget import Unit
 from ..privacy.ledger.ledger import BudgetExhausted
 from ..privacy.plan import Plan
-from ..privacy.statistics.evaluation import Evaluation
+from ..privacy.statistics.evaluation import GAINS, Evaluation
 from ..run.files import BLAME
 from ..run.prepared_run import Run
 from ..run.queries import Query, Reach, charges_queries
@@ -113,7 +116,7 @@ def _evaluate(
         return {**record, "epsilon": None, "reason": str(spent), "clients": None, "answers": []}
     model_content = memory_arrays(model) if evaluation.unit is Unit.CLIENT else save(model)
     # A run's new name must not change a simulation's results: encrypted sums rotate by a hash of the instruction.
-    sent = replace(evaluation, name="simulation") if federation.population.reads_data else evaluation
+    sent = _simulated(federation, evaluation) if federation.population.reads_data else evaluation
     content = evaluation_content(sent, model_content, question_order(federation, sent, plan, arm))
     result, mean = ask_cohort(everybody, charge, content, federation.masking, reach.timeout)
     participants.search = everybody.search  # for corrupt members, in rounds and evaluations alike
@@ -124,6 +127,16 @@ def _evaluate(
     faults = {"blamed": result.blamed, "suspected": result.suspected}
     answer = _answer_fields(federation, charge, result, mean, everybody.expected)
     return {**record, **answer, **{kind: members for kind, members in faults.items() if members}}
+
+
+def _simulated(federation: Federation, evaluation: Evaluation) -> Evaluation:
+    """Return the evaluation as simulated clients get it: they have no owners, who decide on training of their own."""
+    evaluation = replace(evaluation, name="simulation")
+    if not {*GAINS} & {*evaluation.figures}:
+        return evaluation
+    personal = federation.settings.personal
+    own = extension("personal", "training", "personal", personal)(federation.settings, federation.task)
+    return replace(evaluation, own=json.dumps(plain_of(own)))
 
 
 def _answer_fields(

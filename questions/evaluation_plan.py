@@ -19,12 +19,13 @@ from ..modes.federation import Federation
 from ..privacy.budget import Budget, Unit
 from ..privacy.ledger.question_caps import require_purposes
 from ..privacy.plan import Plan
-from ..privacy.statistics.evaluation import EVALUATION, HISTOGRAM, MAX_NAME, METRIC, Evaluation
+from ..privacy.statistics.evaluation import EVALUATION, GAINS, HISTOGRAM, MAX_NAME, METRIC, Evaluation
+from ..privacy.statistics.gains import gain_half_width
 from ..run.queries import EvaluationPlan, charges_queries, query_events_of_unit
 from ..tasks.data import held_out_of, run_on
 from ..tasks.independence import check_measured_apart
 from .evaluations import epsilon_of, events_of, multiples_and_last, noise_of, planned_half_width
-from .settings import evaluate_of, scored_metric
+from .settings import evaluate_of, measures_own_models, scored_metric
 
 SAMPLE_SIZE = 256  # held-out examples on which the metrics are tried before the run
 DIFFERENCE = math.sqrt(2)  # interval of the difference of two independent scores, over that of one
@@ -108,6 +109,8 @@ def evaluation_of(federation: Federation, name: str) -> Evaluation:
     if max_rows := federation.mode.max_rows:  # records are hidden
         figures = tuple(each for each in group.figures if each != HISTOGRAM)
         return replace(evaluation, figures=figures, records=max_rows)
+    if measures_own_models(federation.settings):
+        return replace(evaluation, figures=(*group.figures, *GAINS))
     return evaluation
 
 
@@ -167,6 +170,12 @@ def _evaluation_line(federation: Federation, plan: Plan, budget: Budget, evaluat
         f"{evaluations.clients} clients evaluate the model {schedule}, at noise multiplier {evaluations.noise_multiplier:.4g}: this adds epsilon "
         f"{together - of_rounds:.3f} to the rounds' {of_rounds:.3f}, and makes {together:.3f}."
     )
+    if measures_own_models(federation.settings):
+        sigma = evaluation_of(federation, "plan").sigma(evaluations.noise_multiplier)
+        half_width = gain_half_width(
+            sigma, evaluate_of(federation.settings).metric_bound, evaluations.clients
+        )
+        cost += f" The mean gain of their own models will be known to +-{half_width:.4f} (95 %)."
     if evaluations.half_width is None:
         return cost
     metric = evaluate_of(federation.settings).metric

@@ -54,15 +54,38 @@ class EvaluateSettings(Group):
         elif privacy.noise_schedule == "adaptive":
             text = "needs noise that is fixed in advance; use privacy.noise_schedule=fixed, or none"
             yield "evaluate.clients", text
+        if trains_own_models(whole):
+            yield from self._conflicts_of_own_models(whole)
         if whole.tried and self.clients != "final":
             text = "arms have models of their own, and which stays is not known yet; use final"
             yield "evaluate.clients", text
+
+    def _conflicts_of_own_models(self, whole: "FederationSettings") -> Iterator[tuple[str, str]]:
+        """Refuse evaluations that cannot measure personal models."""
+        if isinstance(whole.privacy, RecordDistributed):
+            text = "would measure personal models, each of which depends on all records of its client, and single records "
+            yield "evaluate.clients", f"{text}are hidden here; use none, or hide clients"
+        elif self.clients != "final":
+            yield (
+                "evaluate.clients",
+                "measures personal models, which are trained from the final model; use final",
+            )
 
     def queries(self, whole: "FederationSettings") -> Mapping[str, tuple[str, object]]:
         """Return the evaluation of the run's rounds, if there is one."""
         if self.clients == "none":
             return {}
         return {"evaluation": ("evaluate.clients", self.clients)}
+
+
+def trains_own_models(settings: "FederationSettings") -> bool:
+    """Return whether each client trains on from the final model for itself."""
+    return getattr(settings.personal, "name", "") in ("after", "ditto")
+
+
+def measures_own_models(settings: "FederationSettings") -> bool:
+    """Return whether the evaluation after the last round measures the clients' own models too."""
+    return trains_own_models(settings) and evaluate_of(settings).clients == "final"
 
 
 def evaluate_of(settings: "FederationSettings") -> EvaluateSettings:

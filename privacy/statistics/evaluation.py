@@ -81,6 +81,7 @@ class Evaluation:
       why: reason of the evaluation, in a sentence for owners.
       records: at the record level, number of a client's records that count in full; the contribution of a client with
         more is clipped. None at the client level.
+      own: how simulated clients train own models for `GAINS`, as JSON; empty for devices, whose owners decide.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Evaluation:
     figures: tuple[str, ...] = FIGURES
     why: str = ""
     records: Annotated[float | None, RARE] = None  # devices of an earlier release know no such key
+    own: Annotated[str, RARE] = ""
     purpose: str = field(default=EVALUATION, init=False)
 
     def __post_init__(self) -> None:
