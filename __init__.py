@@ -7,6 +7,7 @@ import itself is fast; a name whose packages are not installed is refused with t
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .adapters.personal_app import make_personal, personal_app
     from .adapters.protect import protect
     from .base.refusal import Refusal
     from .client.private_update import private_update
@@ -65,6 +66,8 @@ __all__ = [
     "ask",
     "epsilon",
     "load",
+    "make_personal",
+    "personal_app",
     "plan",
     "private_evaluation",
     "private_update",
@@ -87,6 +90,7 @@ _MODULES = (
     (".privacy.ledger.ledger", "", "BudgetExhausted Ledger"),
     (".base.refusal", "", "Refusal"),
     (".questions.evaluations", "client", "ClientEvaluation"),
+    (".adapters.personal_app", "client", "make_personal personal_app"),
     (".adapters.protect", "client", "protect"),
     (".run.callbacks", "simulation", "Callback RoundEnd RunEnd RunStart"),
     (".run.unit_plan", "simulation", "UnitPlan"),

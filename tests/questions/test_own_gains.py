@@ -1,0 +1,94 @@
+"""Gains of the clients' own models in their last evaluation: the exact means, charged, and refused where they cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from shared.runs import reservations
+
+from fedveil.base.refusal import Refusal
+from fedveil.configs.settings import settings_from_overrides
+from fedveil.evidence.binding.bound_folder import Knowledge
+from fedveil.evidence.binding.verify import verify_folder
+from fedveil.modes.federation import Federation
+from fedveil.personal.state import read_own
+from fedveil.questions.evaluation_plan import evaluation_of, evaluation_plan
+from fedveil.run.build import build
+from fedveil.run.unit_plan import unit_plans
+from fedveil.simulations.simulate import run_simulation
+
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs")
+
+GIVEN = ("task=digits", "task.num_clients=30", "num_rounds=2", "audit=off", "seed=3", "accept_vacuous=true")
+HIDES = ("privacy=client_central", "privacy.target_delta=0.005", "privacy.allow_large_delta=true")
+# Nobody is hidden: what is answered is compared with the truth.
+FREE = ("privacy.target_epsilon=1000000", "evaluate.noise_multiplier=0.002")
+SHIFTED = ("partition=shards",)
+
+
+def federation(*overrides: str) -> Federation:
+    return build(settings_from_overrides([*GIVEN, *HIDES, "evaluate.clients=final", *overrides]))
+
+
+def answers_of(record: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    return {each["name"]: each["figures"] for each in record["answers"]}
+
+
+@pytest.mark.parametrize("personal", ["after", "ditto"])
+@pytest.mark.parametrize("masked", [(), ("privacy=client_distributed", "secagg=masked")])
+def test_sums_without_noise_are_the_exact_gains(
+    tmp_path: Path, personal: str, masked: tuple[str, ...]
+) -> None:
+    result = run_simulation(
+        federation(*SHIFTED, *masked, *FREE, f"personal={personal}"), tmp_path, quiet=True
+    ).result
+    (record,) = result["evaluations"]
+    answers = answers_of(record)
+    owns = [read_own(path) for path in sorted((tmp_path / "personal").iterdir())]
+    columns = [own.choice.columns for own in owns if own is not None]
+    assert len(columns) == 30
+    accuracies = {name: np.array([each[name]["accuracy"] for each in columns]) for name in columns[0]}
+    shared, mine, local = (accuracies[name] for name in ("shared", "personal", "local_only"))
+    for name, other in (("personal - shared", shared), ("personal - local only", local)):
+        mean, gain, loss, _ = answers[name]
+        assert mean["value"] == pytest.approx((mine - other).mean(), abs=0.003)
+        assert gain["value"] == pytest.approx((mine > other).mean(), abs=0.01)
+        assert loss["value"] == pytest.approx((mine < other).mean(), abs=0.01)
+    assert (mine - shared).mean() > 0.1  # clients of two digits each
+    questions = [each for each in reservations(Path(result["ledger"])) if each.get("kind") == "question"]
+    assert [set(each["segments"]) >= {"personal - shared", "personal - local only"} for each in questions]
+    assert [line for line in verify_folder(tmp_path, Knowledge()) if line.ok is False] == []
+
+
+def test_gains_cost_nothing_more_and_widen_the_intervals() -> None:
+    plain, gains = federation(), federation("personal=after")
+    assert evaluation_of(gains, "e").figures == (*evaluation_of(plain, "e").figures, "personal", "local_only")
+    narrow, wide = (evaluation_plan(each) for each in (plain, gains))
+    assert narrow is not None and wide is not None and narrow.half_width is not None
+    assert narrow.epsilon == wide.epsilon
+    assert wide.half_width == pytest.approx(narrow.half_width * np.sqrt(6 / 4))
+    (before,), (after,) = (unit_plans(each) for each in (plain, gains))
+    assert before.noise_multiplier == after.noise_multiplier
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (("evaluate.clients=every:1",), "which are trained from the final model; use final"),
+        (("privacy=record_distributed",), "each of which depends on all records of its client"),
+        (("evaluate.metric=personal",), "is a name of another figure"),
+    ],
+)
+def test_gains_that_cannot_be_measured_are_refused(overrides: tuple[str, ...], sentence: str) -> None:
+    with pytest.raises(Refusal, match=sentence):
+        evaluation_plan(federation("personal=after", *overrides))
+
+
+def test_evaluation_of_devices_says_nothing_of_own_training() -> None:
+    """Their owners decide; a server that asks for a million steps finds no ear."""
+    evaluation = evaluation_of(federation("personal=after"), "e")
+    assert evaluation.own == "" and "own" not in json.loads(evaluation.text)
