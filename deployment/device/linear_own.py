@@ -14,7 +14,19 @@ from numpy.typing import NDArray
 from ...base.refusal import Refusal
 from ...client.training.batches import shuffled_batches
 from ...messages.local_training import LocalTraining
-from ...personal.choice import LOCAL, POINTS, SHARED, Choice, FoldMeans, choose, folds_of, shares_of
+from ...personal.choice import (
+    EVIDENCE,
+    LOCAL,
+    PARTS,
+    POINTS,
+    SHARED,
+    TEMPERATURES,
+    Choice,
+    Evidence,
+    FoldMeans,
+    choice_of,
+    folds_of,
+)
 from .linear import Table, gradients_of, log_softmax
 from .personal_choice import PersonalChoice
 
@@ -30,32 +42,48 @@ class _Course:
     """Own training of one client.
 
     Attributes:
-      table: rows that it trains on.
-      learning_rate, batch_size: of the steps.
+      shared: the released model.
+      steps, learning_rate, batch_size, pull: of own training.
+      names: names of the arrays that train.
       key: of the orders of batches.
     """
 
-    table: Table
+    shared: Model
+    steps: int
     learning_rate: float
     batch_size: int
+    pull: float
+    names: frozenset[str]
     key: int
 
-    def steps(self, begin: Model, count: int, names: frozenset[str], pull: float) -> Model:
-        """Return a model after some steps of SGD.
+    def trained(self, table: Table) -> Model:
+        """Return the released model after own steps on these rows."""
+        return self._after(self.shared, table, self.steps, self.names, self.pull)
 
-        Args:
-          begin: the model before them.
-          count: number of steps.
-          names: names of the arrays that train.
-          pull: weight of the pull to `begin`, by a proximal step after each step.
-        """
+    def local(self, table: Table) -> Model:
+        """Return a model of these rows alone."""
+        zeros = {name: np.zeros_like(value) for name, value in self.shared.items()}
+        return self._after(zeros, table, LOCAL_STEPS * self.steps, frozenset(zeros), 0.0)
+
+    def between(self, trained: Model, share: float) -> Model:
+        """Return the model at a share of the way to the trained one."""
+        shared = self.shared
+        return {name: shared[name] + np.float32(share) * (trained[name] - shared[name]) for name in shared}
+
+    def measured(self, training: Table, folds: Sequence[Table]) -> dict[float, FoldMeans]:
+        """Return the means of the models at POINTS, by their shares, trained on these rows."""
+        trained = self.trained(training)
+        return {share: _measure(self.between(trained, share), folds) for share in POINTS}
+
+    def _after(self, begin: Model, table: Table, count: int, names: frozenset[str], pull: float) -> Model:
+        """Return a model after some steps of SGD, each with a proximal step to where they begin."""
         model = {name: value.copy() for name, value in begin.items()}
-        rows, rate = len(self.table), np.float32(self.learning_rate)
+        rows, rate = len(table), np.float32(self.learning_rate)
         share = np.float32(self.learning_rate * pull / (1 + self.learning_rate * pull))
         epochs = -(-count // -(-rows // self.batch_size))
         batches = shuffled_batches(rows, self.batch_size, epochs, client=0, key=self.key)
         for batch in islice(batches, count):
-            _, *gradients = gradients_of(model["weight"], model["bias"], self.table.only(batch))
+            _, *gradients = gradients_of(model["weight"], model["bias"], table.only(batch))
             for name, gradient in zip(("weight", "bias"), gradients, strict=True):
                 if name in names:
                     model[name] -= rate * gradient
@@ -88,26 +116,41 @@ def own_model(
     if not len(training) or not len(held_out):
         return shared, Choice(SHARED, 0.0, 0, {})
     start = {name: shared[name].astype(np.float32) for name in ("weight", "bias")}
+    rate = personal.learning_rate or RATE_SHARE * local.learning_rate
+    batch_size = personal.batch_size or local.batch_size
+    course = _Course(start, personal.steps, rate, batch_size, personal.pull_or_none, names, key)
     folds = [held_out.only(rows) for rows in folds_of(len(held_out))]
     counts = np.array([len(each) for each in folds], float)
-
-    rate = personal.learning_rate or RATE_SHARE * local.learning_rate
-    course = _Course(training, rate, personal.batch_size or local.batch_size, key)
-    trained = course.steps(start, personal.steps, names, personal.pull_or_none)
-
-    def between(share: float) -> Model:
-        return {name: start[name] + np.float32(share) * (trained[name] - start[name]) for name in start}
-
-    measured = {share: _measure(between(share), folds) for share in POINTS}
-    shares = shares_of([measured[share] for share in POINTS], counts)
-    measured |= {share: _measure(between(share), folds) for share in (shares[0], *shares[1])}
-    zeros = {name: np.zeros_like(value) for name, value in start.items()}
-    alone = course.steps(zeros, LOCAL_STEPS * personal.steps, frozenset(start), 0.0)
-    choice = choose(counts, shares, measured, _measure(alone, folds))
-    return (alone if choice.name == LOCAL else between(choice.share)), choice
+    parts, weights = _cross_validated(course, training, EVIDENCE - len(held_out))
+    alone, trained = course.local(training), course.trained(training)
+    of_local, measured = _measure(alone, folds), course.measured(training, folds)
+    losses = np.array([each.losses for each in (*measured.values(), of_local)])
+    evidence = Evidence(np.concatenate([losses, *parts], axis=2), np.concatenate([counts, weights]))
+    decisions = [evidence.decide(fold) for fold in range(-1, len(counts))]
+    for share in {each.share for each in decisions} - measured.keys():
+        measured[share] = _measure(course.between(trained, share), folds)
+    choice = choice_of(counts, decisions, measured, of_local)
+    return alone if choice.name == LOCAL else course.between(trained, choice.share), choice
 
 
-def _trained_names(layers: tuple[str, ...]) -> frozenset[str]:
+def _cross_validated(
+    course: _Course, training: Table, lacking: int
+) -> tuple[list[NDArray[np.float64]], NDArray[np.float64]]:
+    """Return losses as of `Evidence` of parts of the training rows, and their weights; none where no held-out rows lack."""
+    parts = folds_of(len(training), most=PARTS)
+    if lacking <= 0 or len(parts) < 2:
+        return [], np.zeros(0)
+    losses: list[NDArray[np.float64]] = []
+    for part in parts:
+        others = training.only(np.setdiff1d(np.arange(len(training)), part))
+        fold = [training.only(part)]
+        means = [*course.measured(others, fold).values(), _measure(course.local(others), fold)]
+        losses.append(np.array([each.losses for each in means]))
+    weight = min(1.0, lacking / len(training))
+    return losses, weight * np.array([len(part) for part in parts], float)
+
+
+def _trained_names(layers: Sequence[str]) -> frozenset[str]:
     """Return the names of the arrays that own training changes, of weight and bias."""
     names = frozenset(
         name for name in ("weight", "bias") if not layers or any(fnmatchcase(name, each) for each in layers)
@@ -118,10 +161,11 @@ def _trained_names(layers: tuple[str, ...]) -> frozenset[str]:
 
 
 def _measure(model: Model, folds: Sequence[Table]) -> FoldMeans:
-    """Return the means of loss and accuracy on each fold of the held-out rows."""
-    losses, accuracies = list[float](), list[float]()
+    """Return the means of loss and accuracy on each fold."""
+    losses, accuracies = list[list[float]](), list[float]()
     for fold in folds:
-        log_probabilities = log_softmax(fold.inputs @ model["weight"].T + model["bias"])
-        losses.append(float(-log_probabilities[np.arange(len(fold)), fold.targets].mean()))
-        accuracies.append(float((log_probabilities.argmax(1) == fold.targets).mean()))
-    return FoldMeans(np.array(losses), {"accuracy": np.array(accuracies)})
+        outputs, rows = fold.inputs @ model["weight"].T + model["bias"], np.arange(len(fold))
+        tempered = [log_softmax(outputs * np.float32(each))[rows, fold.targets] for each in TEMPERATURES]
+        losses.append([float(-each.mean()) for each in tempered])
+        accuracies.append(float((outputs.argmax(1) == fold.targets).mean()))
+    return FoldMeans(np.array(losses).T, {"accuracy": np.array(accuracies)})

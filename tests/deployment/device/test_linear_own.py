@@ -21,15 +21,15 @@ from fedveil.personal.own_model import Rows, own_model
 from fedveil.tasks.classification import class_metrics, softmax_regression
 from fedveil.tasks.data import Examples
 
-ROWS, FEATURES, CLASSES = 80, 5, 3
+FEATURES, CLASSES = 5, 3
 
 
-def tables(seed: int, noise: float) -> tuple[Table, Table]:
+def tables(seed: int, noise: float, rows: int = 80) -> tuple[Table, Table]:
     draw = np.random.default_rng(seed)
-    inputs = draw.normal(size=(ROWS, FEATURES)).astype(np.float32)
-    targets = (inputs[:, :CLASSES] + draw.normal(0, noise, (ROWS, CLASSES))).argmax(1)
+    inputs = draw.normal(size=(rows, FEATURES)).astype(np.float32)
+    targets = (inputs[:, :CLASSES] + draw.normal(0, noise, (rows, CLASSES))).argmax(1)
     table = Table(inputs, targets)
-    mask = np.arange(ROWS) % 4 == 0
+    mask = np.arange(rows) % 4 == 0
     return table.only(~mask), table.only(mask)
 
 
@@ -45,7 +45,9 @@ def examples(table: Table) -> Examples:
     return Examples(torch.from_numpy(table.inputs), torch.from_numpy(table.targets))
 
 
-@pytest.mark.parametrize(("seed", "noise"), [(1, 0.1), (2, 1.0), (3, 5.0)])
+@pytest.mark.parametrize(
+    ("seed", "noise", "rows"), [(1, 0.1, 80), (2, 1.0, 80), (3, 5.0, 80), (4, 0.3, 24), (5, 2.0, 40)]
+)
 @pytest.mark.parametrize(
     "personal",
     [
@@ -55,9 +57,10 @@ def examples(table: Table) -> Examples:
     ],
 )
 def test_numpy_makes_the_own_model_that_torch_makes(
-    personal: PersonalChoice, seed: int, noise: float
+    personal: PersonalChoice, seed: int, noise: float, rows: int
 ) -> None:
-    trained, held_out = tables(seed, noise)
+    """With 24 and 40 rows, the training rows make up for held-out ones."""
+    trained, held_out = tables(seed, noise, rows)
     draw, local = np.random.default_rng(7), LocalTraining(0.8, 1, 10)
     shared = {
         "weight": draw.normal(size=(CLASSES, FEATURES)).astype(np.float32),
@@ -70,9 +73,9 @@ def test_numpy_makes_the_own_model_that_torch_makes(
         personal.pull_or_none,
         personal.layers,
     )
-    rows = Rows(examples(trained), examples(held_out))
+    parts = Rows(examples(trained), examples(held_out))
     arrays, choice = linear_own.own_model(trained, held_out, shared, personal, local, 11)
-    expected, of_torch = own_model(task(), task().model(), rows, shared, own, 11)
+    expected, of_torch = own_model(task(), task().model(), parts, shared, own, 11)
     assert (choice.name, choice.share, choice.rows) == (of_torch.name, of_torch.share, of_torch.rows)
     for name in expected:
         np.testing.assert_allclose(arrays[name], expected[name], atol=2e-5)
