@@ -162,9 +162,9 @@ def describe(choice: Choice) -> str:
 
 def describe_figures(choice: Choice) -> str:
     """Return what the held-out rows say of the three models, for the owner's screen; empty without figures."""
-    names = [each for each in choice.columns.get(PERSONAL, {}) if each != LOSS]
-    parts = [
-        f"{name} {', '.join(f'{choice.columns[each].get(name, math.nan):.4g} {each}' for each in COLUMNS)}"
-        for name in names[:1]
-    ]
-    return "".join(f"{each}, on {choice.rows} held-out rows" for each in parts)
+    metric = next((each for each in choice.columns.get(PERSONAL, {}) if each != LOSS), None)
+    if metric is None:
+        return ""
+    values = [(each, choice.columns[each].get(metric, math.nan)) for each in COLUMNS]
+    figures = ", ".join(f"{value:.4g} {name.replace('_', ' ')}" for name, value in values)
+    return f"{metric} {figures}, on {choice.rows} held-out rows"
