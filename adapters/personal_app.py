@@ -170,8 +170,8 @@ def personal_app(
       Refusal: `calls` is less than 1.
 
     Example:
-      >>> import fedveil as fv
       >>> from flwr.clientapp import ClientApp
+      >>> import fedveil as fv
       >>> app = ClientApp()
       >>> @app.train(mods=[fv.private_update])
       ... def train(message, context):
@@ -213,9 +213,9 @@ def make_personal(
     kind = f"{MessageType.QUERY}.{ACTION}"
     messages = [Message(content, node, kind) for node in grid.get_node_ids()]
     replies = [*grid.send_and_receive(messages, timeout=timeout)]
-    made = sum(not reply.has_error() for reply in replies)
-    logger.info("%d of %d clients have a model of their own", made, len(messages))
-    return made
+    count = sum(not reply.has_error() for reply in replies)
+    logger.info("%d of %d clients have a model of their own", count, len(messages))
+    return count
 
 
 def _between(shared: Arrays, trained: Arrays, share: float) -> Arrays:

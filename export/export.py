@@ -222,8 +222,9 @@ def _target_folder(run: Path, task: Mapping[str, Any], order: Order) -> Path:
         remedy = "a student learns from the model's outputs on public inputs; name them with --public"
         raise Refusal("--student", order.student, remedy)
     default_name = order.to if order.student is None else f"{order.to}-{order.student.rpartition(':')[2]}"
-    whose = "" if order.client is None else f"{order.client:03d}-"
-    default_name = f"personal-{whose}{default_name}" if order.personal else default_name
+    if order.personal:
+        number = "" if order.client is None else f"{order.client:03d}-"
+        default_name = f"personal-{number}{default_name}"
     folder = order.out or run / "export" / default_name
     if folder.exists():
         raise Refusal("--out", str(folder), "exists; remove it, or name another folder")

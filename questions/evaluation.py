@@ -116,7 +116,7 @@ def _evaluate(
         return {**record, "epsilon": None, "reason": str(spent), "clients": None, "answers": []}
     model_content = memory_arrays(model) if evaluation.unit is Unit.CLIENT else save(model)
     # A run's new name must not change a simulation's results: encrypted sums rotate by a hash of the instruction.
-    sent = _simulated(federation, evaluation) if federation.population.reads_data else evaluation
+    sent = _in_simulation(federation, evaluation) if federation.population.reads_data else evaluation
     content = evaluation_content(sent, model_content, question_order(federation, sent, plan, arm))
     result, mean = ask_cohort(everybody, charge, content, federation.masking, reach.timeout)
     participants.search = everybody.search  # for corrupt members, in rounds and evaluations alike
@@ -129,8 +129,8 @@ def _evaluate(
     return {**record, **answer, **{kind: members for kind, members in faults.items() if members}}
 
 
-def _simulated(federation: Federation, evaluation: Evaluation) -> Evaluation:
-    """Return the evaluation as simulated clients get it: they have no owners, who decide on training of their own."""
+def _in_simulation(federation: Federation, evaluation: Evaluation) -> Evaluation:
+    """Return the evaluation as clients of a simulation get it: they have no owners, who decide on own training."""
     evaluation = replace(evaluation, name="simulation")
     if not {*GAINS} & {*evaluation.figures}:
         return evaluation

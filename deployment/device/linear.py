@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
@@ -29,35 +29,14 @@ from ...privacy.statistics.columns import Table as Columns
 from ...privacy.statistics.evaluation import Evaluation, HeldOutMeans
 from ...privacy.statistics.holdout import hashes_of_rows, holdout_mask
 from ...privacy.statistics.inquiry import Inquiry
+from .linear_model import Matrix, Table, gradients_of, log_softmax
 
 if TYPE_CHECKING:
     from ...personal.choice import Choice
     from .personal_choice import PersonalChoice
-    from .run_rows import RunRows
+    from .run_rows import TrainedRows
 
 Arrays = Mapping[str, NDArray[np.generic]]
-Matrix = NDArray[np.float32]
-Labels = NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class Table:
-    """Examples with their targets.
-
-    Attributes:
-      inputs: shape (n, d).
-      targets: shape (n,), at least 0.
-    """
-
-    inputs: Matrix
-    targets: Labels
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def only(self, rows: NDArray[Any]) -> Table:
-        """Return some of the examples; `rows` are their positions, or a mask."""
-        return Table(self.inputs[rows], self.targets[rows])
 
 
 def read_table(path: Path) -> Table:
@@ -147,7 +126,7 @@ class LinearTask:
         return HeldOutMeans(float(accuracy), float(loss))
 
     def own_model(
-        self, shared: Arrays, rows: RunRows, personal: PersonalChoice, scaling: str, key: int
+        self, shared: Arrays, rows: TrainedRows, personal: PersonalChoice, scaling: str, key: int
     ) -> tuple[Arrays, Choice]:
         """Return the owner's own model; arguments as of `TorchTask.own_model`. Refuse what needs torch."""
         from .linear_own import own_model
@@ -220,24 +199,5 @@ def train(
     return float(np.mean(losses))
 
 
-def gradients_of(weight: Matrix, bias: Matrix, batch: Table) -> tuple[np.float32, Matrix, Matrix]:
-    """Return the mean cross-entropy on a batch and its gradients; arguments as of `train`."""
-    inputs, targets = batch.inputs, batch.targets
-    rows = np.arange(len(targets))
-    log_probabilities = log_softmax(inputs @ weight.T + bias)
-    loss = -log_probabilities[rows, targets].mean()
-    # The gradient of the mean cross-entropy with respect to the outputs: (softmax - one-hot target) / batch size.
-    gradient = np.exp(log_probabilities)
-    gradient[rows, targets] -= 1
-    gradient /= np.float32(len(targets))
-    return loss, gradient.T @ inputs, gradient.sum(0)
-
-
 def _weight_and_bias(arrays: ArrayRecord) -> list[Matrix]:
     return [view(arrays[name]).astype(np.float32) for name in ("weight", "bias")]
-
-
-def log_softmax(outputs: Matrix) -> Matrix:
-    """Return the logarithms of the probabilities of outputs, shape (n, classes)."""
-    shifted = outputs - outputs.max(1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))

@@ -27,7 +27,7 @@ from ...personal.choice import (
     choice_of,
     folds_of,
 )
-from .linear import Table, gradients_of, log_softmax
+from .linear_model import Table, gradients_of, log_softmax
 from .personal_choice import PersonalChoice
 
 # As of `personal.training`, which needs torch; a test compares them.

@@ -29,7 +29,7 @@ from ...personal.gains import gains_of
 from ...personal.state import OwnModel, read_own, write_own
 from .client_bundle import ClientBundle
 from .run_end import OWN_MODEL, final_model
-from .run_rows import RunRows, read_rows, scaling_of
+from .run_rows import TrainedRows, read_rows, scaling_of
 
 if TYPE_CHECKING:  # a linear model needs no torch
     from .linear import LinearTask
@@ -98,9 +98,9 @@ class OwnModels:
         return gains_of(choice.columns, metric)
 
     @property
-    def _usual_rows(self) -> RunRows:
+    def _usual_rows(self) -> TrainedRows:
         """Split of the rows of a device that took part in no round."""
-        return RunRows(self.bundle.settings.personal.share)
+        return TrainedRows(self.bundle.settings.personal.share)
 
     def _stored(self) -> OwnModel | None:
         """Return the stored own model; None if there is none, or it is damaged."""
@@ -110,7 +110,7 @@ class OwnModels:
             logger.warning("%s", refusal)
             return None
 
-    def _made(self, shared: Arrays, rows: RunRows, moments: str) -> tuple[Arrays, Choice]:
+    def _made(self, shared: Arrays, rows: TrainedRows, moments: str) -> tuple[Arrays, Choice]:
         """Return the own model from a shared one and its choice; made anew unless it was the last one."""
         shared = {name: shared[name] for name in sorted(shared)}
         with self._one_at_a_time:

@@ -16,7 +16,7 @@ FILE = "rows.json"
 
 
 @dataclass(frozen=True)
-class RunRows:
+class TrainedRows:
     """Split of a device's rows in a run, as its orders and its owner set it, and the training of the rounds.
 
     Attributes:
@@ -32,15 +32,15 @@ class RunRows:
     training: LocalTraining = field(default_factory=LocalTraining)
 
 
-def rows_of(settings: ClientSettings) -> RunRows | None:
+def rows_of(settings: ClientSettings) -> TrainedRows | None:
     """Return the split of a training with these settings; None if it holds no row out."""
     if settings.held_out is None:
         return None
     hides_records = settings.step is not None or settings.record is not None
-    return RunRows(settings.held_out, hides_records, settings.group_equal_rows, settings.training)
+    return TrainedRows(settings.held_out, hides_records, settings.group_equal_rows, settings.training)
 
 
-def note_rows(state: Path, rows: RunRows) -> None:
+def note_rows(state: Path, rows: TrainedRows) -> None:
     """Store a run's split in the state folder, unless it is there already; a failure is logged, and the run goes on."""
     if read_rows(state) == rows:
         return
@@ -50,9 +50,9 @@ def note_rows(state: Path, rows: RunRows) -> None:
         logger.warning("the split of the rows is not stored in %s (%s)", state, error.strerror)
 
 
-def read_rows(state: Path) -> RunRows | None:
+def read_rows(state: Path) -> TrainedRows | None:
     """Return the split of the last run that trained here; None if none is stored."""
-    return read_json_file(RunRows, state / FILE)
+    return read_json_file(TrainedRows, state / FILE)
 
 
 def scaling_of(moments: object) -> str:

@@ -185,7 +185,6 @@ def _source(bundle: Path, keys: Mapping[str, Any], order: Order) -> Source:
         )
         raise Refusal("--personal", str(bundle), remedy)
     assert saved.task is not None  # only a linear model of NumPy has none
-    schema = getattr(saved.task, "schema", None)
-    classifies = bool(saved.task.classes) if schema is not None else saved.classifies
+    classifies = bool(getattr(saved.task, "classes", saved.classifies))
     source = Source(saved.file, {"task": keys}, saved.task, saved.model, (), classifies, False)
     return own_source(source, saved.file) if saved.own else replace(source, statement=OF_RUN)

@@ -31,7 +31,7 @@ from ...tasks.optimizers import check_optimizer
 from ...tasks.own_scale import WARNING, own_scale
 from ...tasks.persons import limit_per_person, names_of
 from ...tasks.protocol import Task, own_training
-from .run_rows import RunRows
+from .run_rows import TrainedRows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -148,7 +148,7 @@ class TorchTask:
         return measured_at(bench, self._client, message.content, evaluation)
 
     def own_model(
-        self, shared: Arrays, rows: RunRows, personal: PersonalChoice, scaling: str, key: int
+        self, shared: Arrays, rows: TrainedRows, personal: PersonalChoice, scaling: str, key: int
     ) -> tuple[Arrays, Choice]:
         """Return the owner's own model and its choice, trained beside the model of the rounds.
 
@@ -175,7 +175,7 @@ class TorchTask:
         return own_model(task, bench.model, parts, shared, own, key, arithmetic)
 
 
-def _own_training(personal: PersonalChoice, rows: RunRows, task: Task) -> OwnTraining:
+def _own_training(personal: PersonalChoice, rows: TrainedRows, task: Task) -> OwnTraining:
     """Return the parameters of the owner's own training; arguments as of `TorchTask.own_model`."""
     from ...personal.training import OwnTraining, usual_rate, without_noise
 

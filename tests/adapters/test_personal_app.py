@@ -123,7 +123,7 @@ def test_the_clients_reply_with_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     assert all(not each.has_error() and not dict(each.content.items()) for each in replies)
 
 
-def test_an_own_model_is_made_once_for_each_released_one(tmp_path: Path) -> None:
+def test_a_client_trains_once_a_release(tmp_path: Path) -> None:
     app, own = app_of(tmp_path / "own")
     grid = grid_of(app)
     make(grid, START)

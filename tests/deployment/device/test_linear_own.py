@@ -105,11 +105,11 @@ def test_numpy_needs_no_torch_for_an_own_model(tmp_path: Path) -> None:
         "from fedveil.deployment.device import own_models\n"
         "from fedveil.deployment.device.linear import LinearTask, Table\n"
         "from fedveil.deployment.device.personal_choice import PersonalChoice\n"
-        "from fedveil.deployment.device.run_rows import RunRows\n"
+        "from fedveil.deployment.device.run_rows import TrainedRows\n"
         "x = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)\n"
         "task = LinearTask(Table(x, (x[:, 0] > 0).astype(np.int64)), 0)\n"
         "shared = {'weight': np.zeros((2, 2), np.float32), 'bias': np.zeros(2, np.float32)}\n"
-        "arrays, choice = task.own_model(shared, RunRows(0.3), PersonalChoice(name='after'), '', 3)\n"
+        "arrays, choice = task.own_model(shared, TrainedRows(0.3), PersonalChoice(name='after'), '', 3)\n"
         "print(choice.rows, bool(arrays['weight'].any()))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

@@ -24,7 +24,7 @@ from fedveil.deployment.device.device import Device, read_device
 from fedveil.deployment.device.own_models import OwnModels, making_own_models
 from fedveil.deployment.device.personal_choice import PersonalChoice
 from fedveil.deployment.device.run_end import OWN_MODEL, record_end, sha256_of_final
-from fedveil.deployment.device.run_rows import RunRows, note_rows
+from fedveil.deployment.device.run_rows import TrainedRows, note_rows
 from fedveil.messages.flower_adapter import claim_identity
 from fedveil.messages.notices import RunOver, message_to
 from fedveil.personal.choice import SHARED
@@ -106,8 +106,8 @@ def test_a_killed_device_makes_the_same_own_model_again(bundle: Path) -> None:
 def test_own_model_uses_the_rows_and_the_training_of_the_run(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    device, seen = device_of(bundle), list[RunRows]()
-    rows = RunRows(0.4, training=MADE["ORDER"].training)
+    device, seen = device_of(bundle), list[TrainedRows]()
+    rows = TrainedRows(0.4, training=MADE["ORDER"].training)
     note_rows(device.bundle.state, rows)
     ended(device)
     original = type(device.task).own_model

@@ -13,7 +13,7 @@ from fedveil.deployment.device import linear
 from fedveil.deployment.device.client_bundle import TaskChoice, read_client_bundle
 from fedveil.deployment.device.device import Device, read_device
 from fedveil.deployment.device.personal_choice import PersonalChoice
-from fedveil.deployment.device.run_rows import RunRows, note_rows, read_rows
+from fedveil.deployment.device.run_rows import TrainedRows, note_rows, read_rows
 from fedveil.messages.flower_adapter import claim_identity, name_message
 from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.training_order import ORDER_KEY, ModeName, RecordTerms, TrainingOrder
@@ -60,15 +60,15 @@ def test_rows_for_an_own_model_train_no_shared_one(
     trained, _ = linear.parts_of(linear.read_table(bundle / "device.npz"), share)
     of_order, _ = linear.parts_of(linear.read_table(bundle / "device.npz"), 0.4)
     assert sizes == [len(trained), len(of_order)]
-    stored = RunRows(0.4, training=CENTRAL.training) if personal.trains else None
+    stored = TrainedRows(0.4, training=CENTRAL.training) if personal.trains else None
     assert read_rows(device.bundle.state) == stored
 
 
 def test_a_split_is_written_once_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    note_rows(tmp_path, RunRows(0.2))
+    note_rows(tmp_path, TrainedRows(0.2))
     monkeypatch.setattr("fedveil.deployment.device.run_rows.replace_file", None)
-    note_rows(tmp_path, RunRows(0.2))
-    assert read_rows(tmp_path) == RunRows(0.2) and read_rows(tmp_path / "none") is None
+    note_rows(tmp_path, TrainedRows(0.2))
+    assert read_rows(tmp_path) == TrainedRows(0.2) and read_rows(tmp_path / "none") is None
 
 
 def test_noise_on_records_is_planned_from_the_rows_that_train(bundle: Path, tmp_path: Path) -> None:
@@ -86,4 +86,4 @@ def test_noise_on_records_is_planned_from_the_rows_that_train(bundle: Path, tmp_
     message = Message(instruct(content, SumSpec(None), order.run, 1), 2, "train")
     name_message(message, "m1")
     assert code_of(device, message) == 0
-    assert read_rows(device.bundle.state) == RunRows(0.2, alone=True, training=order.training)
+    assert read_rows(device.bundle.state) == TrainedRows(0.2, alone=True, training=order.training)
