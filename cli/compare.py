@@ -12,9 +12,10 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from ..base.refusal import Refusal
-from ..configs.round_line import GROUPS, OF_CLIENTS, TRAIN
+from ..configs.round_line import AT_CLIENTS, GROUPS, OF_CLIENTS, TRAIN
 from ..configs.strict import leaves
 from ..evidence.page_text import text_of
+from ..privacy.statistics.evaluation import GAIN_NAMES
 from ..run.run_files import read_object
 
 if TYPE_CHECKING:
@@ -317,6 +318,9 @@ def _names(rows: Sequence[Row]) -> list[str]:
     own = dict.fromkeys(name for row in rows for name in row.metrics if name.startswith(OF_CLIENTS))
     metrics = dict.fromkeys(name.partition("/")[2] for name in own)
     first = [prefix + name for name in [*metrics][:1] for prefix in OF_CLIENTS if prefix + name in own]
+    # Of real clients the differences are known, with noise.
+    gains = [AT_CLIENTS + each for each in GAIN_NAMES.values()]
+    first += [name for name in gains if any(name in row.metrics for row in rows)]
     return sorted(names, key=lambda name: name != "accuracy")[:2] + first
 
 

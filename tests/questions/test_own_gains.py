@@ -8,16 +8,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from shared.reports import validated
 from shared.runs import reservations
 
 from fedveil.base.refusal import Refusal
+from fedveil.cli.compare import format_table, read_rows
+from fedveil.cli.plan import show_plan
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.evidence.binding.bound_folder import Knowledge
 from fedveil.evidence.binding.verify import verify_folder
+from fedveil.evidence.content import report_of, to_json
+from fedveil.evidence.page import page_of
+from fedveil.evidence.page_text import differences
 from fedveil.modes.federation import Federation
 from fedveil.personal.state import read_own
 from fedveil.questions.evaluation_plan import evaluation_of, evaluation_plan
 from fedveil.run.build import build
+from fedveil.run.run_files import read_run
 from fedveil.run.unit_plan import unit_plans
 from fedveil.simulations.simulate import run_simulation
 
@@ -38,8 +45,9 @@ def answers_of(record: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return {each["name"]: each["figures"] for each in record["answers"]}
 
 
-@pytest.mark.parametrize("personal", ["after", "ditto"])
-@pytest.mark.parametrize("masked", [(), ("privacy=client_distributed", "secagg=masked")])
+@pytest.mark.parametrize(
+    ("personal", "masked"), [("after", ()), ("ditto", ("privacy=client_distributed", "secagg=masked"))]
+)
 def test_sums_without_noise_are_the_exact_gains(
     tmp_path: Path, personal: str, masked: tuple[str, ...]
 ) -> None:
@@ -65,6 +73,18 @@ def test_sums_without_noise_are_the_exact_gains(
     questions = [each for each in reservations(Path(result["ledger"])) if each.get("kind") == "question"]
     assert [set(each["segments"]) >= {"personal - shared", "personal - local only"} for each in questions]
     assert [line for line in verify_folder(tmp_path, Knowledge()) if line.ok is False] == []
+    header = format_table(read_rows([tmp_path])).splitlines()[0]
+    assert "clients/personal - shared" in header and "clients/personal - local only" in header
+    report = validated(json.loads(to_json(report_of(read_run(tmp_path)))))
+    page = page_of(report)
+    assert differences(page, report) == [] and "what this model gains over the shared one" in page
+
+
+def test_plan_says_how_well_the_gain_will_be_known(capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = [*GIVEN, *HIDES, "evaluate.clients=final", "personal=after"]
+    show_plan(settings_from_overrides(overrides))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "The mean gain of their own models will be known to +-" in shown
 
 
 def test_gains_cost_nothing_more_and_widen_the_intervals() -> None:
