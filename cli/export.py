@@ -79,11 +79,13 @@ def _facts(card: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     else:
         yield from _comparison(card)
     if not card["privacy"]:  # of a device, which does not know the whole run
-        yield "epsilon", card["privacy_said"]
+        yield "privacy", card["privacy_said"]
     for row in card["privacy"]:
         if row["adversary"] == "model":
             spent = f"{format_number(row['epsilon'], '.4g')} of a {row['unit']} at delta {row['delta']:g}"
-            yield "epsilon", row.get("said", f"{spent}, that of the run")
+            yield from (
+                [("privacy", row["said"])] if "said" in row else [("epsilon", f"{spent}, that of the run")]
+            )
 
 
 def _comparison(card: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
