@@ -149,6 +149,14 @@ def test_the_server_gets_its_receipt_before_the_own_model(
     assert read_own(device.bundle.state / FILE) is not None
 
 
+def test_a_missing_own_model_follows_at_the_next_start(bundle: Path) -> None:
+    device = device_of(bundle)
+    ended(device)
+    with making_own_models(device.own_models):
+        pass
+    assert read_own(device.bundle.state / FILE) is not None
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("diverged")])
 def test_a_failing_own_training_ends_no_device(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, caplog: pytest.LogCaptureFixture
