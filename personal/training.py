@@ -15,7 +15,6 @@ from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +23,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..base.refusal import Refusal
-from ..client.training.batches import shuffled_batches
 from ..client.training.sgd import gradients_of, seed_layers, steps_of, train
 from ..configs.privacy_settings import RecordLevel, levels_of
 from ..messages.local_training import LocalTraining, Optimizer
@@ -32,6 +30,7 @@ from ..tasks.arrays import base_check, load_arrays, memory_of, read_arrays, sent
 from ..tasks.data import Data, laid_out, run_on
 from ..tasks.protocol import Task, own_training
 from .settings import personal_of
+from .steps import LOCAL_RATE, LOCAL_STEPS, RATE_SHARE, own_batches, steps_of_epoch
 
 if TYPE_CHECKING:
     from ..configs.schema import FederationSettings
@@ -39,12 +38,6 @@ if TYPE_CHECKING:
 Arrays = Mapping[str, NDArray[np.generic]]
 Precision = Callable[[], AbstractContextManager[Any]]
 
-# A model from scratch takes more steps, at a higher rate: those of a run without personal.learning_rate. On mnist5k, 14 rows a
-# client, 40 steps of it were as accurate as 200.
-LOCAL_STEPS, LOCAL_RATE = 2, 4
-RATE_SHARE = (
-    1 / 4
-)  # digits, MLP and softmax: 20 steps of a quarter of the rate lose nothing where clients are alike
 SHOWN = 6  # names of arrays in a refusal
 
 
@@ -107,12 +100,9 @@ class _Course:
         """
         training = self.own.training
         count, size = len(self.data), training.batch_size
-        # A batch normalisation fails on one row, so a remainder of one is left out.
-        least = min(2, count, size)
-        of_epoch = count // size + (count % size >= least)
-        epochs = -(-steps // of_epoch)
+        of_epoch = steps_of_epoch(count, size)
         if own_training(self.task) is not None:  # whole passes over the data
-            whole = replace(training, local_epochs=epochs)
+            whole = replace(training, local_epochs=-(-steps // of_epoch))
             train(self.model, self.task, self.data, whole, 0, self.key)
             return
         parameters = [p for name, p in self.model.named_parameters() if name in names and p.requires_grad]
@@ -121,9 +111,8 @@ class _Course:
         start = [p.detach().clone() for p in parameters] if pull else []
         share = training.learning_rate * pull / (1 + training.learning_rate * pull)
         descent = steps_of(self.task, parameters, [], training, of_epoch)
-        batches = shuffled_batches(count, size, epochs, client=0, key=self.key)
         self.model.train()
-        for batch in islice((each for each in batches if len(each) >= least), steps):
+        for batch in own_batches(count, size, steps, self.key):
             inputs, targets = self.data.batch(torch.from_numpy(batch))
             with self.precision():
                 loss = self.task.loss(run_on(self.model, laid_out(inputs, layout)), targets)

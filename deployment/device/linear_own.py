@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...base.refusal import Refusal
-from ...client.training.batches import shuffled_batches
 from ...messages.local_training import LocalTraining
 from ...personal.choice import (
     EVIDENCE,
@@ -27,12 +25,9 @@ from ...personal.choice import (
     choice_of,
     folds_of,
 )
+from ...personal.steps import LOCAL_RATE, LOCAL_STEPS, RATE_SHARE, own_batches
 from .linear_model import Table, gradients_of, log_softmax
 from .personal_choice import PersonalChoice
-
-# As of `personal.training`, which needs torch; a test compares them.
-LOCAL_STEPS = 5
-RATE_SHARE = 1 / 4
 
 Model = dict[str, NDArray[Any]]  # weight, shape (classes, d), and bias, shape (classes,)
 
@@ -58,12 +53,13 @@ class _Course:
 
     def trained(self, table: Table) -> Model:
         """Return the released model after own steps on these rows."""
-        return self._after(self.shared, table, self.steps, self.names, self.pull)
+        return self._after(self.shared, table, self.steps, self.learning_rate, self.pull)
 
     def local(self, table: Table) -> Model:
         """Return a model of these rows alone."""
         zeros = {name: np.zeros_like(value) for name, value in self.shared.items()}
-        return self._after(zeros, table, LOCAL_STEPS * self.steps, frozenset(zeros), 0.0)
+        whole = replace(self, names=frozenset(zeros))
+        return whole._after(zeros, table, LOCAL_STEPS * self.steps, LOCAL_RATE * self.learning_rate, 0.0)
 
     def between(self, trained: Model, share: float) -> Model:
         """Return the model at a share of the way to the trained one."""
@@ -75,18 +71,15 @@ class _Course:
         trained = self.trained(training)
         return {share: _measure(self.between(trained, share), folds) for share in POINTS}
 
-    def _after(self, begin: Model, table: Table, count: int, names: frozenset[str], pull: float) -> Model:
-        """Return a model after some steps of SGD, each with a proximal step to where they begin."""
+    def _after(self, begin: Model, table: Table, count: int, rate: float, pull: float) -> Model:
+        """Return a model after so many steps of SGD, each with a proximal step to where they begin."""
         model = {name: value.copy() for name, value in begin.items()}
-        rows, rate = len(table), np.float32(self.learning_rate)
-        share = np.float32(self.learning_rate * pull / (1 + self.learning_rate * pull))
-        epochs = -(-count // -(-rows // self.batch_size))
-        batches = shuffled_batches(rows, self.batch_size, epochs, client=0, key=self.key)
-        for batch in islice(batches, count):
+        length, share = np.float32(rate), np.float32(rate * pull / (1 + rate * pull))
+        for batch in own_batches(len(table), self.batch_size, count, self.key):
             _, *gradients = gradients_of(model["weight"], model["bias"], table.only(batch))
             for name, gradient in zip(("weight", "bias"), gradients, strict=True):
-                if name in names:
-                    model[name] -= rate * gradient
+                if name in self.names:
+                    model[name] -= length * gradient
                     model[name] += share * (begin[name] - model[name])
         return model
 
