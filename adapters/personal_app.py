@@ -22,7 +22,7 @@ from ..client.private_update import answer_of, values_of, without_error
 from ..messages.flower_adapter import delivered_message, records_of
 from ..messages.model_difference import hash_of
 from ..messages.wire import WEIGHT
-from ..personal.choice import LOCAL, OWN, POINTS, SHARED, Choice, Evidence
+from ..personal.choice import POINTS, Choice, Evidence
 from ..personal.state import OwnModel, read_own, write_own
 from ..questions.private_evaluation import LOSSES
 
@@ -92,11 +92,10 @@ class PersonalApp:
         losses = [each.loss for each in measured]
         losses.append(client.measured(alone).loss if alone and rows else math.nan)
         decision = Evidence(np.reshape(losses, (len(losses), 1, 1)), np.array([float(rows)])).decide()
-        name = LOCAL if decision.is_local else OWN if decision.share else SHARED
         arrays = alone if decision.is_local else _between(shared, trained, decision.share)
         with refusing("folder", self.folder, "cannot be made"):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        choice = Choice(name, 0.0 if decision.is_local else decision.share, rows, {})
+        choice = Choice(decision.name, 0.0 if decision.is_local else decision.share, rows, {})
         write_own(path, OwnModel("", digest, choice, keys, arrays))
 
 

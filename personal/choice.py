@@ -65,7 +65,8 @@ class Evidence:
     def decide(self, without: int = -1) -> Decision:
         """Return what all folds decide, or all but the one at position `without`."""
         rows = np.where(np.arange(len(self.rows)) == without, 0.0, self.rows)
-        sums = np.nan_to_num(self.losses[..., rows > 0], nan=np.inf) @ rows[rows > 0]
+        losses = self.losses[..., rows > 0]
+        sums = np.where(np.isfinite(losses), losses, np.inf) @ rows[rows > 0]
         best = sums.min(axis=1)
         points, finite = best[:-1], np.isfinite(best[:-1])
         if not finite.any():

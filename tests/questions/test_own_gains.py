@@ -80,7 +80,7 @@ def test_sums_without_noise_are_the_exact_gains(
     assert differences(page, report) == [] and "what this model gains over the shared one" in page
 
 
-def test_plan_says_how_well_the_gain_will_be_known(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_has_the_width_of_the_mean_gain(capsys: pytest.CaptureFixture[str]) -> None:
     overrides = [*GIVEN, *HIDES, "evaluate.clients=final", "personal=after"]
     show_plan(settings_from_overrides(overrides))
     shown = " ".join(capsys.readouterr().out.split())
