@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -35,7 +36,7 @@ from ..base.durable_files import replace_file
 from ..base.refusal import Refusal
 from ..base.tensor_file import safetensors_parts
 from ..messages.client_settings import ClientSettings
-from ..messages.training_order import OwnLayers, display_name
+from ..messages.training_order import OWN_LAYERS, OwnLayers, display_name
 from ..tasks.arrays import OWN, load_arrays, own_state, trained_state
 from ..tasks.protocol import Task
 
@@ -201,14 +202,36 @@ def whole_model(model: nn.Module, shared: Arrays, folder: Path) -> Arrays:
     return {**shared, **(_read(path, model) if path else own_arrays(model))}
 
 
+def stored_layers(folder: Path) -> Arrays:
+    """Return the layers that a client stored last, by name; none if it stored none.
+
+    Args:
+      folder: of the client's layers, as of `layers_folder`.
+
+    Raises:
+      Refusal: the file is damaged.
+    """
+    path = _newest(folder)
+    return _load(path) if path else {}
+
+
+def option_of(layers: Arrays) -> dict[str, Any]:
+    """Return the option by which a task marks stored layers, for `load_task`; empty without layers."""
+    return {OWN_LAYERS: {"patterns": [*map(escape, layers)], "rounds": 1}} if layers else {}
+
+
+def _load(path: Path) -> Arrays:
+    """Return the arrays of a file of layers; refuse one that is damaged."""
+    try:
+        return load(path.read_bytes())
+    except (SafetensorError, ValueError) as error:
+        remedy = "is damaged; delete it, and the client begins with initial layers"
+        raise Refusal("file", str(path), remedy) from error
+
+
 def _read(path: Path, model: nn.Module) -> Arrays:
     """Return the arrays of a file of layers; refuse one that is damaged, or of another model."""
-    try:
-        arrays = load(path.read_bytes())
-    except (SafetensorError, ValueError) as error:
-        raise Refusal(
-            "file", str(path), "is damaged; delete it, and the client begins with initial layers"
-        ) from error
+    arrays = _load(path)
     forms = {name: (value.shape, value.dtype) for name, value in arrays.items()}
     if forms != {name: (value.shape, value.dtype) for name, value in own_arrays(model).items()}:
         raise Refusal("file", str(path), "has the layers of another model; delete it, or restore the model")

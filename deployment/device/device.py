@@ -48,6 +48,7 @@ from .ledger_heads import LEDGERS, LedgerHeads
 from .log_copy import Forked, LogCopy, expected_entries
 from .order_policy import accept_order, require_arm, require_cohorts_roster
 from .record_privacy import RecordPlanner
+from .run_end import PERSONAL
 from .run_rows import note_rows, rows_of
 from .server_quotes import ServerQuotes
 
@@ -58,7 +59,6 @@ if TYPE_CHECKING:  # a linear model needs no torch
 
 logger = logging.getLogger("fedveil.client")
 
-PERSONAL = "personal"  # in the state folder: the layers that stay here, by run
 ACCELERATOR = "FEDVEIL_DEVICE"  # environment variable: device of the training, such as cuda; default cpu
 EXAMPLES_AT_ONCE = (
     "FEDVEIL_EXAMPLES_AT_ONCE"  # environment variable: as engine.examples_at_once; default auto

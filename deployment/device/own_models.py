@@ -30,6 +30,7 @@ from ...personal.state import OwnModel, read_own, write_own
 from .client_bundle import ClientBundle
 from .run_end import OWN_MODEL, final_model
 from .run_rows import TrainedRows, read_rows, scaling_of
+from .stored_layers import layers_of_run
 
 if TYPE_CHECKING:  # a linear model needs no torch
     from .linear import LinearTask
@@ -69,6 +70,8 @@ class OwnModels:
         final = final_model(self.bundle.state)
         if final is None:
             return
+        if layers_of_run(self.bundle.state, self.bundle.settings.task, final.run):
+            return  # with these layers that model is this device's own already
         keys = plain_of(self.bundle.settings.personal)
         own = self._stored()
         if own is not None and (own.shared, own.keys) == (final.sha256, keys):

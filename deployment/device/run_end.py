@@ -17,6 +17,7 @@ from ...base.tensor_file import safetensors_parts
 from ...messages.notices import RunOver
 
 MODEL, ENDED = "model.safetensors", "ended.json"
+PERSONAL = "personal"  # folder of the layers that stay here, by run
 OWN_MODEL = "personal.safetensors"  # as of `personal.state`, an extension that a device may lack
 
 

@@ -24,7 +24,8 @@ from ...tasks.arrays import agreement_of, holds_arrays, load_arrays
 from ...tasks.data import data_of
 from ...tasks.protocol import Task
 from .client_bundle import DEVICE_FILE, OWN_FILES, DeviceFile
-from .run_end import OWN_MODEL, sha256_of_final
+from .run_end import OWN_MODEL, final_model, sha256_of_final
+from .stored_layers import layers_of_run
 
 if TYPE_CHECKING:
     from ...personal.state import OwnModel
@@ -44,6 +45,7 @@ class SavedModel:
       file: of its arrays.
       run: name of the run that it is of, or that it was trained on from.
       own: the owner's own model; None if this is the run's.
+      lacks: names of layers that stayed at this client, and that the run's model lacks.
     """
 
     model: nn.Module
@@ -52,6 +54,7 @@ class SavedModel:
     file: Path
     run: str
     own: OwnModel | None = None
+    lacks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"its own model, from that of run {self.run}" if self.own else f"the model of run {self.run}"
@@ -74,10 +77,20 @@ def _settings(bundle: Path) -> DeviceFile:
 def own_model_of(bundle: Path) -> OwnModel | None:
     """Return a device's own model; None if it has none that was made from the final model that it has now.
 
+    Where layers of the final model stayed here, it is the whole model.
+
     Raises:
       Refusal: its file cannot be read.
     """
-    state = bundle / _settings(bundle).state
+    settings = _settings(bundle)
+    state = bundle / settings.state
+    final = final_model(state)
+    if final and (layers := layers_of_run(state, settings.task, final.run)):
+        from ...personal.choice import OWN, Choice
+        from ...personal.state import OwnModel
+
+        whole, keys = {**final.arrays, **layers}, {"layers": sorted(layers)}
+        return OwnModel(final.run, final.sha256, Choice(OWN, 1.0, 0, {}), keys, whole)
     if not (state / OWN_MODEL).is_file():  # then the extension need not be here
         return None
     from ...personal.state import read_own
@@ -107,7 +120,7 @@ def load_own(
     bundle: Path, own: OwnModel, allow_modules: tuple[str, ...] = (), keys: Mapping[str, str] = NO_KEYS
 ) -> SavedModel:
     """Return a device's own model, loaded; arguments and errors as of `load_saved` and `own_model_of`."""
-    saved = load_saved(bundle, allow_modules, keys)
+    saved = _loaded(bundle, allow_modules, keys)
     if not holds_arrays(saved.model, own.arrays):
         remedy = f"has other arrays than run {saved.run}; start the client, which makes it anew"
         raise Refusal("personal", str(saved.file.with_name(OWN_MODEL)), remedy)
@@ -126,8 +139,17 @@ def load_saved(
       keys: keys of the task whose values replace those of the bundle.
 
     Raises:
-      Refusal: there is no model, or it has another schema than the bundle has now.
+      Refusal: there is no model, it has another schema than the bundle has now, or layers of it stayed here.
     """
+    saved = _loaded(bundle, allow_modules, keys)
+    if saved.lacks:
+        remedy = f"the shared model lacks {', '.join(saved.lacks[:4])}, which stay at this client; predict without --shared, export with --personal"
+        raise Refusal("model", saved.run, remedy)
+    return saved
+
+
+def _loaded(bundle: Path, allow_modules: tuple[str, ...], keys: Mapping[str, str]) -> SavedModel:
+    """Return the final model of a run, with initial values of layers that stayed here; arguments as of `load_saved`."""
     settings = _settings(bundle)
     state, choice = bundle / settings.state, settings.task
     if not (state / MODEL).is_file():
@@ -142,7 +164,13 @@ def load_saved(
     options = {**choice.options, **choice.args, **choice.shared(bundle), **keys}
     if metadata.get("moments"):  # means and deviations by which the run scaled inputs
         options["moments"] = read_json(metadata["moments"])
-    task = load_task(choice.target or choice.name or "", options, (*choice.allow_modules, *allow_modules))
+    allowed, run = (*choice.allow_modules, *allow_modules), metadata.get("run", "")
+    layers = layers_of_run(state, choice, run)
+    if layers:
+        from ...personal.own_layers import option_of
+
+        options |= option_of(layers)
+    task = load_task(choice.target or choice.name or "", options, allowed)
     # The run agreed on a hash of schema and arrays; with another schema the model's inputs would mean something else.
     if metadata.get("agreement") and metadata["agreement"] != agreement_of(task):
         remedy = f"is not the schema or model of run {metadata.get('run')}, whose model is saved; restore it"
@@ -152,7 +180,13 @@ def load_saved(
         and not data_of(task, choice.client).batch(torch.arange(1))[1].is_floating_point()
     )
     model = model_of(state, task)
-    return SavedModel(model, task, classifies, state / MODEL, metadata.get("run", ""))
+    if layers:
+        from ...personal.own_layers import without_own_layers
+
+        task = without_own_layers(task)
+        model = task.model().eval()
+        load_arrays(model, load_file(state / MODEL))
+    return SavedModel(model, task, classifies, state / MODEL, run, lacks=tuple(sorted(layers)))
 
 
 def export_saved(bundle: Path, order: Order) -> tuple[Path, dict[str, Any]]:
