@@ -119,6 +119,11 @@ class ClientSettings:
         return self.canaries or NO_CANARY_CLIENTS
 
     @property
+    def hides_records(self) -> bool:
+        """Whether each record is hidden, so that one is held out whatever the others are."""
+        return bool(self.record or self.step)
+
+    @property
     def canaries_of_step(self) -> CanaryRecords:
         """Canary records in a joint step on all clients' records; their count is 0 without a step or an audit."""
         return NO_CANARY_RECORDS if self.step is None else self.step.canaries

@@ -86,18 +86,18 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 85_640,  # with docstrings, comments and blank lines
-    "lines of the core": 55_880,
+    "lines of the package": 87_610,  # with docstrings, comments and blank lines
+    "lines of the core": 56_160,
     "files that know many features": 0,
-    "tests of None": 1_320,
+    "tests of None": 1_345,
     "tests of None on a part's name": 22,
-    "conditional expressions": 1_435,
+    "conditional expressions": 1_459,
     "parameters that are tuples": 5,
     "properties that are read for their refusal": 0,
     "names that are participles or adverbs": 7,
     "files with functions and no test of their name": 181,
-    "files that the smallest job loads": 177,
-    "lines that the smallest job loads": 29_100,
+    "files that the smallest job loads": 179,
+    "lines that the smallest job loads": 29_440,
 }
 SMALLEST = """
 import sys, json

@@ -36,8 +36,9 @@ def rows_of(settings: ClientSettings) -> TrainedRows | None:
     """Return the split of a training with these settings; None if it holds no row out."""
     if settings.held_out is None:
         return None
-    hides_records = settings.step is not None or settings.record is not None
-    return TrainedRows(settings.held_out, hides_records, settings.group_equal_rows, settings.training)
+    return TrainedRows(
+        settings.held_out, settings.hides_records, settings.group_equal_rows, settings.training
+    )
 
 
 def note_rows(state: Path, rows: TrainedRows) -> None:

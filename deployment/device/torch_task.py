@@ -92,9 +92,8 @@ class TorchTask:
 
     def train(self, message: Message, settings: ClientSettings) -> Message:
         """Return the reply with the model trained on the owner's data; arguments as of `client.app.train_round`."""
-        hides_records = settings.step is not None or settings.record is not None
         ordered = _ordered_in(settings.task_options)
-        bench = self._bench(settings.held_out, hides_records, settings.group_equal_rows, ordered)
+        bench = self._bench(settings.held_out, settings.hides_records, settings.group_equal_rows, ordered)
         reply = train_round(message, self._client, bench, settings)
         give_back()  # frees the gradients before the vector is computed
         return reply
