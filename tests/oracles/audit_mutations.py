@@ -117,6 +117,18 @@ LARGE = "such a draw begins above 65 536 clients, more than an audit's runs have
 BEYOND: dict[str, str] = {
     **dict.fromkeys(
         (
+            "a device trains the shared model on the rows that choose its own",
+            "a device predicts with an own model of an earlier run",
+            "the card of a client's own model claims the epsilon of the run",
+        ),
+        "of a client's own model, which no sum contains",
+    ),
+    **dict.fromkeys(
+        ("noise on records is planned for rows that do not train",),
+        "what a device adds to its sum is planned for fewer records, which no canary of a server can see",
+    ),
+    **dict.fromkeys(
+        (
             "layers that have seen a record train an update that is to hide it",
             "layers that one client trained reach the next",
             "layers that stay travel",
