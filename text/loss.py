@@ -130,9 +130,8 @@ def _sums(probabilities: Tensor, head: Tensor) -> Tensor:
 
 def multiplies_bfloat16(head: Tensor) -> bool:
     """Return whether the weight is bfloat16, and lies on a processor that multiplies such numbers, twice as fast as float32."""
-    return (
-        head.dtype is torch.bfloat16 and head.device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    )  # pyright: ignore[reportPrivateUsage]
+    here = head.dtype is torch.bfloat16 and head.device.type == "cpu"
+    return here and torch.cpu._is_avx512_bf16_supported()  # pyright: ignore[reportPrivateUsage]
 
 
 def _bfloat16_products(states: Tensor, head: Tensor) -> Tensor:
