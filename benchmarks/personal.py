@@ -2,12 +2,14 @@
 
 ``python -m fedveil.benchmarks.personal --json FILE`` trains digits on 100 clients, seed by seed, and prints the table. Each run is
 written to FILE as it ends; the same command again goes on where it stopped. Further words are keys of fedveil simulate, such as
-``personal=ditto``, or with ``--columns natural/none`` those of another task: ``task=heart``.
+``personal=ditto``, or with ``--columns natural/none`` those of another task: ``task=heart``. ``--hospitals FOLDER`` writes the
+tables of five hospitals that differ, for ``task=csv``.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import statistics
 import sys
 import tempfile
@@ -15,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -48,6 +51,33 @@ DIGITS = [
     *("learning_rate=1.0", f"task.model={__name__}:Perceptron", f"allow_modules=[{__name__}]"),
 ]
 NAMES = ("shared", "personal", "local_only")
+HOSPITALS, PATIENTS = 5, 300
+SCHEMA = """\
+label: outcome
+columns:
+  age: {low: 20, high: 90}
+  pressure: {low: 80, high: 200}
+  marker: {low: 0, high: 10}
+  outcome: {categories: [died, lived]}
+"""
+
+
+def write_hospitals(folder: Path) -> None:
+    """Write a schema and tables of hospitals at which the same measurements mean different things into a new folder."""
+    rows = np.random.default_rng(7)
+    folder.mkdir()
+    (folder / "schema.yaml").write_text(SCHEMA)
+    for hospital in range(HOSPITALS):
+        slopes = rows.normal([1.0, 0.5, 0.0], [0.3, 0.5, 1.5])  # of the hospital's own device and patients
+        values = rows.normal(size=(PATIENTS, 3))
+        chances = 1 / (1 + np.exp(-2 * (values @ slopes) - rows.normal()))
+        died = rows.random(PATIENTS) < chances
+        inputs = (values * (12, 18, 1.5) + (55, 130, 5)).clip((20, 80, 0), (90, 200, 10))
+        with (folder / f"hospital-{hospital}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["age", "pressure", "marker", "outcome"])
+            for line, outcome in zip(inputs, died, strict=True):
+                writer.writerow([*(f"{value:.2f}" for value in line), ("lived", "died")[int(outcome)]])
 
 
 class Perceptron(nn.Sequential):
@@ -64,9 +94,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m fedveil.benchmarks.personal", description=__doc__)
     parser.add_argument("--columns", nargs="+", default=COLUMNS, metavar="PARTITION/PRIVACY")
     parser.add_argument("--seeds", type=int, default=5, help="from 0 on")
-    parser.add_argument("--json", type=Path, metavar="FILE", required=True)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--hospitals", type=Path, metavar="FOLDER")
     parser.add_argument("keys", nargs="*", metavar="KEY=VALUE", help="of fedveil simulate")
     arguments = parser.parse_args(argv)
+    if arguments.hospitals:
+        write_hospitals(arguments.hospitals)
+        return 0
+    if not arguments.json:
+        parser.error("name a FILE with --json")
     keys = (
         arguments.keys if any(key.startswith("task=") for key in arguments.keys) else DIGITS + arguments.keys
     )
