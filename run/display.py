@@ -98,7 +98,7 @@ class Display:
         columns += [f"{name} {_number(value)}" for name, value in held_out(line).items()]
         columns += [f"{unit} epsilon {text.replace(' of ', '/')}" for unit, text in self._epsilons(line)]
         if row["replies"] is None:  # the cohort is secret
-            columns.append(f"{row['invited']:g} clients planned")
+            columns.append(f"~{row['invited']:g} clients")
         else:
             columns.append(f"{row['replies']}/{row['invited']} clients")
         if row["abandoned"]:
