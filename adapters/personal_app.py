@@ -195,7 +195,7 @@ def make_personal(
     config: ConfigRecord | None = None,
     timeout: float | None = None,
 ) -> int:
-    """Send a final model to all connected clients, so that each makes its own model from it; return how many did.
+    """Send a final model to all connected clients, so that each makes its own model from it.
 
     The model is released already, so that it costs nothing. Clients reply with nothing.
 
@@ -205,6 +205,18 @@ def make_personal(
       initial: of a model before any training; with it clients also try a model of their own records alone.
       config: as the strategy sends it to the train function; None sends an empty one.
       timeout: seconds for the replies; None waits for all.
+
+    Returns:
+      How many clients have made one.
+
+    Example:
+      >>> import fedveil as fv
+      >>> from flwr.app import ArrayRecord
+      >>> class NoClients:
+      ...     def get_node_ids(self): return []
+      ...     def send_and_receive(self, messages, timeout=None): return []
+      >>> fv.make_personal(NoClients(), ArrayRecord())
+      0
     """
     content = RecordDict({RELEASED: arrays, CONFIG: ConfigRecord() if config is None else config})
     if initial is not None:

@@ -19,7 +19,7 @@ from ..privacy.statistics.columns import Table
 from ..privacy.statistics.evaluation import Evaluation, HeldOutMeans
 from ..privacy.statistics.inquiry import Inquiry
 from ..server.query_rows import NAME, round_number
-from ..tasks.arrays import load_arrays
+from ..tasks.arrays import load_arrays, own_names
 from ..tasks.columns import columns_of
 from ..tasks.data import data_of
 from ..tasks.hardware import on_cpu, placed
@@ -65,8 +65,9 @@ def measured_at(
     released = released_of(content)
     if released is None:
         load_arrays(bench.model, wire.views(wire.only_arrays(content)))
-        name, row = wire.read_round(content)
-        bench.load_own(client, name.removesuffix(f" {NAME}"), round_number(row) + 1)
+        if own_names(bench.model):
+            name, row = wire.read_round(content)
+            bench.load_own(client, name.removesuffix(f" {NAME}"), round_number(row) + 1)
         return measure_means(device_data, bench.task, bench.model, bench.precision, evaluation, limit)
     from ..tasks.model_columns import read_released  # tables, not needed for training
 

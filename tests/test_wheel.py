@@ -29,6 +29,7 @@ ROOMS = (
     "run",
     "audit",
     "evidence",
+    "personal",
     "simulations",
     "deployment",
     "cli",

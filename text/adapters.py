@@ -19,6 +19,8 @@ from ..base.refusal import Refusal
 
 SEED = 2403_12313  # public, of the first factors
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# Factors of the change with which steps of 1.6 and a clip of 0.4 suit SmolLM2 (docs/evidence/accuracy.md#texts).
+SCALES = {"ffa": 4.0, "lora": 1.0, "rxr": 0.25}
 
 
 @dataclass(frozen=True)

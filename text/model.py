@@ -36,7 +36,7 @@ class TextModel(nn.Module):
       words: frozen layer from hidden states to the vocabulary.
       head: trained layer from the last token's `features` to classes, without a bias, as transformers has it; an identity
         without classes.
-      axis: unit vector, shape (width,), of the mean of texts' last hidden states; empty before `balance`.
+      axis: unit vector, shape (width,), of the mean of texts' last hidden states; zeros before `balance`.
       along, across: factors of a hidden state's parts along the axis and across it.
     """
 
@@ -44,7 +44,7 @@ class TextModel(nn.Module):
         super().__init__()
         self.decoder, self.words, self.end, self.classes = decoder, words, end, classes
         self.head = nn.Identity()
-        self.axis, self.along, self.across = torch.zeros(0), 1.0, 1.0
+        self.axis, self.along, self.across = torch.zeros(words.get_parameter("weight").shape[1]), 1.0, 1.0
         if classes:
             width = words.get_parameter("weight").shape[1]
             with torch.random.fork_rng(devices=[]):  # the values are set below

@@ -27,7 +27,7 @@ from ..tasks.data import Data, Examples, LazyExamples
 from ..tasks.partition import Partition
 from ..tasks.planted import ExposureProbe, Secret
 from ..tasks.tables import person_hashes
-from .adapters import AdapterKeys, adapt
+from .adapters import SCALES, AdapterKeys, adapt
 from .base import Base, open_base
 from .files import Fields, TextRecord, clients_of, read_texts
 from .loss import IGNORED, Scores, mean_loss, products, scores
@@ -307,7 +307,8 @@ class TextKeys:
 
 def _adapter_keys(keys: Mapping[str, Any]) -> AdapterKeys:
     """Return the keys of adapters from a dictionary of them."""
-    values: dict[str, Any] = {**keys, "modules": tuple(keys.get("modules") or ())}
+    scale = keys.get("scale") or SCALES[keys.get("name", "ffa")]
+    values: dict[str, Any] = {**keys, "modules": tuple(keys.get("modules") or ()), "scale": scale}
     return AdapterKeys(**values)
 
 

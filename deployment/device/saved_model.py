@@ -16,7 +16,6 @@ from torch import nn
 from ...base.bounded_decoding import read_json
 from ...base.refusal import Refusal
 from ...configs.bundle_files import read_toml
-from ...export.export import Order, Source, export_from, own_source
 from ...run.files import MODEL
 from ...run.released import model_of
 from ...tasks import load_task
@@ -28,6 +27,7 @@ from .run_end import OWN_MODEL, final_model, sha256_of_final
 from .stored_layers import layers_of_run
 
 if TYPE_CHECKING:
+    from ...export.export import Order, Source
     from ...personal.state import OwnModel
 
 OF_RUN = "the final model of a run: epsilon is that of the run, which its operator reports"
@@ -207,6 +207,8 @@ def export_saved(bundle: Path, order: Order) -> tuple[Path, dict[str, Any]]:
         raise Refusal("RUN", str(bundle), remedy)
     # Public inputs may not lie in the bundle, where the device's data are.
     keys = {"name": choice.name or "custom", "folder": str(bundle), **choice.options}
+    from ...export.export import export_from  # PyYAML, which no device needs for training
+
     return export_from(bundle, keys, order, lambda: _source(bundle, keys, order))
 
 
@@ -220,5 +222,7 @@ def _source(bundle: Path, keys: Mapping[str, Any], order: Order) -> Source:
         raise Refusal("--personal", str(bundle), remedy)
     assert saved.task is not None  # only a linear model of NumPy has none
     classifies = bool(getattr(saved.task, "classes", saved.classifies))
+    from ...export.export import Source, own_source
+
     source = Source(saved.file, {"task": keys}, saved.task, saved.model, (), classifies, False)
     return own_source(source, saved.file) if saved.own else replace(source, statement=OF_RUN)

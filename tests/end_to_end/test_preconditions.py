@@ -777,5 +777,7 @@ def test_failing_task_in_an_encrypted_sum_is_anonymous(tmp_path: Path, commands:
     hidden = ("privacy=client_distributed", "privacy.allow_large_delta=true", "num_rounds=1")
     code, command = commands.run("simulate", *given, *hidden, f"hydra.run.dir={tmp_path / 'run'}")
     assert code == 0, command.err
-    assert [line["replies"] for line in rounds_of(tmp_path / "run")] == [12] and "12 of 12" in command.out
+    assert [line["replies"] for line in rounds_of(tmp_path / "run")] == [
+        12
+    ] and "12/12 clients" in command.out
     assert "a zero update" in (tmp_path / "run" / "clients.log").read_text()
