@@ -86,7 +86,7 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 87_610,  # with docstrings, comments and blank lines
+    "lines of the package": 87_630,  # with docstrings, comments and blank lines
     "lines of the core": 56_160,
     "files that know many features": 0,
     "tests of None": 1_345,
