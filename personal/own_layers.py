@@ -7,7 +7,8 @@ marked where it is made, so that `tasks.arrays.sent_state` leaves the layers out
 Accounting is that of whole clients. The layers of a client depend on its own records and on releases, so its vector in a
 round still does, and is clipped and noised like any other. They also depend on the client's own earlier draws, which are
 secret in a Poisson cohort: given all draws of the other clients, its coin of a round is independent of its layers, and
-a mixture over them of dominated pairs is dominated. A record has no such guarantee: the layers have seen it without noise.
+a mixture over them of dominated pairs is dominated. Correlated noise with secret turns is refused: there a round's noise
+stands in others. A record has no such guarantee: the layers have seen it without noise.
 
 A file holds the layers after a round. Training in a round begins with those of the newest round before it, so that a
 round that is repeated after a kill has the same bits.

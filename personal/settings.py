@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from ..configs.group import Group, remedy
-from ..configs.privacy_settings import RecordLevel, levels_of
+from ..configs.privacy_settings import RecordLevel, levels_of, sum_level
 from ..configs.values import By, NotNegative, Positive, Text
 from ..messages.training_order import HEAD, OWN_LAYERS
 
@@ -86,6 +86,10 @@ class Layers(Group):
         """Refuse modes that protect records, arms, what looks at the released model, and machines without a common folder."""
         if any(isinstance(level, RecordLevel) for level in levels_of(whole.privacy)):
             yield "personal.name", f"hides whole clients alone: {HEAD}"
+        level = sum_level(whole.privacy)
+        if level and level.noise == "correlated" and whole.cohort.secret:
+            text = "these layers depend on a client's earlier secret turns, for which correlated noise is not accounted; use "
+            yield "personal.name", f"{text}privacy.noise=independent, or cohort=min_separation"
         if whole.tried:
             yield "personal.name", "arms would train these layers with different values; use tune=none"
         if whole.observer == "full":

@@ -463,6 +463,10 @@ def test_clients_evaluate_their_whole_models(tmp_path: Path) -> None:
         (("privacy=record_and_client",), "have seen a record before its noise"),
         (("tune=learning_rate",), "arms would train these layers with different values"),
         (("privacy=client_central", "audit=full"), "probes would score a model without these layers"),
+        (
+            ("privacy=client_central", "privacy.noise=correlated", "cohort=cyclic_poisson"),
+            "for which correlated noise is not accounted",
+        ),
         (("engine=ray", "engine.address=10.0.0.1:6379"), "each machine would store layers of its own"),
         (("task.held_out=public",), "the released model lacks the layers"),
     ],
