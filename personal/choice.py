@@ -13,12 +13,14 @@ Figures are cross-fitted: on each fold of the held-out rows they are of the mode
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+Arrays = Mapping[str, NDArray[np.generic]]
 SHARED, OWN, LOCAL = "shared", "own", "local_only"
 PERSONAL = "personal"
 LOSS = "loss"
@@ -123,6 +125,72 @@ def folds_of(count: int, persons: Sequence[str] | None = None, most: int = FOLDS
     units = np.arange(count) if persons is None else np.unique(np.array(persons), return_inverse=True)[1]
     number = min(most, len(set(units.tolist())))
     return [np.flatnonzero(units % number == fold) for fold in range(number)]
+
+
+def between(shared: Arrays, trained: Arrays, share: float) -> Arrays:
+    """Return the model at a share of the way between two; whole numbers are those of the nearer model.
+
+    Args:
+      shared: arrays of the released model, by name.
+      trained: those of the other that are wanted.
+      share: in [0, 1].
+    """
+    return {name: _between(shared[name], trained[name], share) for name in trained}
+
+
+def _between(start: NDArray[Any], end: NDArray[Any], share: float) -> NDArray[Any]:
+    if share in (0.0, 1.0) or start.dtype.kind != "f":
+        return end if share > 1 / 2 else start
+    return start + np.asarray(share, start.dtype) * (end - start)
+
+
+def cross_validated(
+    parts: Sequence[NDArray[np.int64]],
+    lacking: int,
+    measure: Callable[[NDArray[np.int64], NDArray[np.int64]], Sequence[FoldMeans]],
+) -> tuple[list[Floats], Floats]:
+    """Return losses as of `Evidence` of parts of the training rows, and the parts' weights.
+
+    There are none where held-out rows suffice, or where the training rows have no two parts.
+
+    Args:
+      parts: positions of the rows in each part, as of `folds_of`.
+      lacking: number of held-out rows that are missing from EVIDENCE.
+      measure: returns the means on one part, the second argument, of the models at POINTS and of the local one that the
+        rows at other positions, the first argument, have trained.
+    """
+    if lacking <= 0 or len(parts) < 2:
+        return [], np.zeros(0)
+    sizes = np.array([len(part) for part in parts], float)
+    others = [np.concatenate([each for each in parts if each is not part]) for part in parts]
+    means = [measure(np.sort(rest), part) for rest, part in zip(others, parts, strict=True)]
+    losses = [np.array([each.losses for each in of_part]) for of_part in means]
+    return losses, min(1.0, lacking / sizes.sum()) * sizes
+
+
+def choose(
+    rows: Floats,
+    measured: dict[float, FoldMeans],
+    local: FoldMeans,
+    parts: tuple[list[Floats], Floats],
+    measure: Callable[[float], FoldMeans],
+) -> Choice:
+    """Return a client's choice with its figures.
+
+    Args:
+      rows: number of held-out rows of each fold, shape (folds,), at least one fold.
+      measured: means on these folds of the models at POINTS; those at further shares are added.
+      local: means of the local model.
+      parts: of the training rows, as of `cross_validated`.
+      measure: returns the means of the model at a share.
+    """
+    losses, weights = parts
+    held_out = np.array([each.losses for each in (*measured.values(), local)])
+    evidence = Evidence(np.concatenate([held_out, *losses], axis=2), np.concatenate([rows, weights]))
+    decisions = [evidence.decide(fold) for fold in range(-1, len(rows))]
+    for share in {each.share for each in decisions} - measured.keys():
+        measured[share] = measure(share)
+    return choice_of(rows, decisions, measured, local)
 
 
 def choice_of(

@@ -15,12 +15,11 @@ from ..tasks.held_back import held_back_of
 from .gains import gains_of
 from .own_model import Evaluation as Arithmetic
 from .own_model import Rows, own_model
+from .simulation import STREAM
 from .training import OwnTraining
 
 if TYPE_CHECKING:
     from ..client.workbench import Workbench
-
-STREAM = "personal"  # of a client's draws, as after the release
 
 
 def gains_at(bench: Workbench, client: int, content: RecordDict, evaluation: Evaluation) -> dict[str, float]:

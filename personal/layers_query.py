@@ -6,24 +6,23 @@ columns of figures join the result; that of the shared model is empty, since it 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..base.refusal import Refusal, refusing
+from ..base.refusal import Refusal
 from ..modes.federation import Federation
 from ..privacy.budget import Budget
-from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.plan import Plan
+from ..run.files import PERSONAL
 from ..run.prepared_run import Run
 from ..run.queries import Query
-from ..server.checkpoint import Arrays
-from .choice import Choice
+from .choice import Arrays, Choice
 from .settings import After, layers_of
-from .simulation import COSTS, FOLDER, REAL, hash_of_released, own_path, result_of
-from .state import OwnModel, read_own, write_own
+from .simulation import COSTS, REAL, evaluation_of, fields_of
+
+if TYPE_CHECKING:
+    from .own_model import Rows
 
 NO_FIGURES = (
     "The released model lacks {}, which stay at their clients: it is neither evaluated nor used alone."
@@ -39,42 +38,23 @@ def whole_models(run: Run, released: Arrays) -> dict[str, Any]:
     """
     if not run.federation.population.reads_data:  # devices have theirs
         return {}
-    with refusing(run.federation.population.words.folder, run.folder / FOLDER, "cannot be written"):
-        (run.folder / FOLDER).mkdir(mode=0o700, exist_ok=True)
-        return result_of(run, list(_choices(run, released)))
-
-
-def _choices(run: Run, released: Arrays) -> Iterator[Choice]:
-    """Yield each client's figures, whose whole model is on disk then; only what is missing is measured."""
     from ..run.held_out_metrics import device_here  # torch, which a plan does without
-    from ..tasks.data import data_of
-    from ..tasks.hardware import precision
-    from ..tasks.held_back import held_back_of
     from .own_layers import layers_folder, whole_model, without_own_layers
-    from .own_model import Evaluation, Rows, whole_model_figures
+    from .own_model import whole_model_figures
     from .training import own_training_of
 
-    federation, device = run.federation, device_here(run.federation)
-    engine = federation.settings.engine
+    federation = run.federation
     marked, task = federation.task.model(), without_own_layers(federation.task)
     own = own_training_of(federation.settings.model_copy(update={"personal": After()}), task)
-    evaluation = Evaluation(partial(precision, device, engine.dtype), engine.examples_at_once)
-    layers = list(layers_of(federation.settings).layers)
-    keys: dict[str, Any] = json.loads(json.dumps({"seed": federation.seed, **asdict(own), "layers": layers}))
-    digest, model = hash_of_released(released), task.model().to(device)
-    for client in range(task.num_clients):
-        path = own_path(run.folder, client)
-        before = read_own(path)
-        if before is None or (before.run, before.shared, before.keys) != (run.name, digest, keys):
-            whole = whole_model(marked, released, layers_folder(run.folder / FOLDER, client))
-            held_out = held_back_of(task, client)
-            assert held_out is not None  # by `Query.held_out`
-            key = int(Randomness(federation.seed).stream(FOLDER, client).uint64(1)[0])
-            rows = Rows(data_of(task, client), held_out)
-            choice = whole_model_figures(task, model, rows, whole, own, key, evaluation)
-            before = OwnModel(run.name, digest, choice, keys, whole)
-            write_own(path, before)
-        yield before.choice
+    model, evaluation = task.model().to(device_here(federation)), evaluation_of(federation)
+
+    def make(client: int, rows: Rows, key: int) -> tuple[Arrays, Choice]:
+        """Return a client's whole model and its figures; arguments as of `fields_of`."""
+        whole = whole_model(marked, released, layers_folder(run.folder / PERSONAL, client))
+        return whole, whole_model_figures(task, model, rows, whole, own, key, evaluation)
+
+    keys = {**asdict(own), "layers": layers_of(federation.settings).layers}
+    return fields_of(run, released, keys, make)
 
 
 def _check(federation: Federation) -> None:

@@ -33,9 +33,10 @@ from .choice import (
     SHARED,
     TEMPERATURES,
     Choice,
-    Evidence,
     FoldMeans,
-    choice_of,
+    between,
+    choose,
+    cross_validated,
     folds_of,
     means_of,
 )
@@ -160,23 +161,21 @@ class _Bench:
         """Return the client's own model and its choice, for at least one training row and one held-out row."""
         folds = self.placed(rows.held_out, folds_of(len(rows.held_out), _persons(rows.held_out)))
         counts = np.array([len(each) for each in folds], float)
-        parts, weights = self.cross_validated(rows)
+        parts = self.cross_validated(rows)
         training = placed(rows.training, self.device)
         local = self.local(training, folds)
         trained = self.trained(training)
         measured = {share: self.measured(trained, share, folds) for share in POINTS}
-        held_out = np.array([each.losses for each in (*measured.values(), local)])
-        evidence = Evidence(np.concatenate([held_out, *parts], axis=2), np.concatenate([counts, weights]))
-        decisions = [evidence.decide(fold) for fold in range(-1, len(counts))]
-        for share in {each.share for each in decisions} - measured.keys():
-            measured[share] = self.measured(trained, share, folds)
-        choice = choice_of(counts, decisions, measured, local)
+        choice = choose(counts, measured, local, parts, lambda share: self.measured(trained, share, folds))
         if choice.name == LOCAL:
             trained.clear()  # frees the memory of one model
             self.train_local(training)
             return read_arrays(self.model), choice
-        for name, value in trained.items():
-            trained[name] = _between(self.shared[name], value, choice.share)
+        for (
+            name,
+            value,
+        ) in trained.items():  # one array after the other, so that no further model is in memory
+            trained[name] = between(self.shared, {name: value}, choice.share)[name]
         return trained, choice
 
     def figures(self, rows: Rows) -> Choice:
@@ -212,41 +211,27 @@ class _Bench:
     def measured(self, trained: Arrays, share: float, folds: Sequence[Data]) -> FoldMeans:
         """Return the means of the model at a share of the way to the trained one."""
         for name, value in trained.items():
-            load_arrays(self.model, {name: _between(self.shared[name], value, share)})
+            load_arrays(self.model, between(self.shared, {name: value}, share))
         return _measure(self.task, self.model, folds, self.evaluation)
 
     def cross_validated(self, rows: Rows) -> tuple[list[NDArray[np.float64]], NDArray[np.float64]]:
-        """Return losses as of `Evidence` of parts of the training rows, one each, and the parts' weights.
+        """Return what the training rows say; nothing of a large model, whose training would take too long."""
+        training, parts = rows.training, list[NDArray[np.int64]]()
+        if not is_large(self.model):
+            parts = folds_of(len(training), _persons(training), PARTS)
 
-        There are none where held-out rows suffice, where the training rows have no two parts, and of a large model, whose
-        training would take too long.
-        """
-        lacking, training = EVIDENCE - len(rows.held_out), rows.training
-        parts = folds_of(len(training), _persons(training), PARTS)
-        if lacking <= 0 or len(parts) < 2 or is_large(self.model):
-            return [], np.zeros(0)
-        losses: list[NDArray[np.float64]] = []
-        for part in parts:
-            others = placed(only(training, np.setdiff1d(np.arange(len(training)), part)), self.device)
-            fold = self.placed(training, [part])
-            local = self.local(others, fold)
-            trained = self.trained(others)
-            means = [*(self.measured(trained, share, fold) for share in POINTS), local]
-            losses.append(np.array([each.losses for each in means]))
-        weight = min(1.0, lacking / len(training))
-        return losses, weight * np.array([len(part) for part in parts], float)
+        def measure(others: NDArray[np.int64], part: NDArray[np.int64]) -> list[FoldMeans]:
+            """Return means on one part of models that the others train; arguments as of `choice.cross_validated`."""
+            rest, fold = placed(only(training, others), self.device), self.placed(training, [part])
+            local, trained = self.local(rest, fold), self.trained(rest)
+            return [*(self.measured(trained, share, fold) for share in POINTS), local]
+
+        return cross_validated(parts, EVIDENCE - len(rows.held_out), measure)
 
 
 def _persons(data: Data) -> list[str] | None:
     """Return the name of each row's person; None if rows are independent."""
     return None if data.persons is None else names_of(data)
-
-
-def _between(shared: NDArray[Any], trained: NDArray[Any], share: float) -> NDArray[Any]:
-    """Return an array at a share of the way between two models; whole numbers are those of the nearer model."""
-    if share in (0.0, 1.0) or shared.dtype.kind != "f":
-        return trained if share > 1 / 2 else shared
-    return shared + np.asarray(share, shared.dtype) * (trained - shared)
 
 
 @torch.no_grad()

@@ -11,11 +11,11 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..base.refusal import Refusal, refusing
 from ..base.tensor_file import safetensors_parts
@@ -23,14 +23,17 @@ from ..modes.federation import Federation
 from ..privacy.budget import Budget
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.plan import Plan
+from ..run.files import PERSONAL
 from ..run.prepared_run import Run
 from ..run.queries import Query, charges_queries
-from ..server.checkpoint import Arrays
-from .choice import COLUMNS, LOSS, SHARED, Choice
+from .choice import COLUMNS, LOSS, SHARED, Arrays, Choice
 from .settings import personal_of
 from .state import OwnModel, read_own, write_own
 
-FOLDER = "personal"  # in the run's folder, for its owner alone
+if TYPE_CHECKING:
+    from .own_model import Evaluation, Rows
+
+STREAM = "personal"  # of a client's draws
 REAL = (
     "personal models of real clients lie with the clients: deploy them (fedveil server, fedveil client), or declare "
     "task.simulated=true"
@@ -43,7 +46,7 @@ COSTS = (
 
 def own_path(folder: Path, client: int) -> Path:
     """Return the file of a simulated client's own model in a run's folder."""
-    return folder / FOLDER / f"client-{client:03d}.safetensors"
+    return folder / PERSONAL / f"client-{client:03d}.safetensors"
 
 
 def own_models(run: Run, released: Arrays) -> dict[str, Any]:
@@ -55,40 +58,68 @@ def own_models(run: Run, released: Arrays) -> dict[str, Any]:
     """
     if not run.federation.population.reads_data:  # devices have theirs
         return {}
-    folder = run.folder / FOLDER
-    with refusing(run.federation.population.words.folder, folder, "cannot be written"):
-        folder.mkdir(mode=0o700, exist_ok=True)
-        choices = list(_choices(run, released))
-    return result_of(run, choices)
-
-
-def _choices(run: Run, released: Arrays) -> Iterator[Choice]:
-    """Yield each client's choice, whose model is on disk then; only what is missing is trained."""
     from ..run.held_out_metrics import device_here  # torch, which a plan does without
-    from ..tasks.data import data_of
-    from ..tasks.hardware import precision
-    from ..tasks.held_back import held_back_of
-    from .own_model import Evaluation, Rows, own_model
+    from .own_model import own_model
     from .training import own_training_of
 
     federation, task = run.federation, run.federation.task
-    engine, device = federation.settings.engine, device_here(federation)
     own = own_training_of(federation.settings, task)
-    evaluation = Evaluation(partial(precision, device, engine.dtype), engine.examples_at_once)
-    keys: dict[str, Any] = json.loads(json.dumps({"seed": federation.seed, **asdict(own)}))
-    digest, model = hash_of_released(released), task.model().to(device)
-    for client in range(task.num_clients):
-        path = own_path(run.folder, client)
-        before = read_own(path)
-        if before is None or (before.run, before.shared, before.keys) != (run.name, digest, keys):
-            held_out = held_back_of(task, client)
-            assert held_out is not None  # by `Query.held_out`
-            key = int(Randomness(federation.seed).stream(FOLDER, client).uint64(1)[0])
-            rows = Rows(data_of(task, client), held_out)
-            arrays, choice = own_model(task, model, rows, released, own, key, evaluation)
-            before = OwnModel(run.name, digest, choice, keys, arrays)
-            write_own(path, before)
-        yield before.choice
+    model, evaluation = task.model().to(device_here(federation)), evaluation_of(federation)
+
+    def make(client: int, rows: Rows, key: int) -> tuple[Arrays, Choice]:
+        """Return a client's own model and its choice; arguments as of `fields_of`."""
+        return own_model(task, model, rows, released, own, key, evaluation)
+
+    return fields_of(run, released, asdict(own), make)
+
+
+def evaluation_of(federation: Federation) -> Evaluation:
+    """Return how own models are evaluated in this process."""
+    from ..run.held_out_metrics import device_here
+    from ..tasks.hardware import precision
+    from .own_model import Evaluation
+
+    engine = federation.settings.engine
+    return Evaluation(partial(precision, device_here(federation), engine.dtype), engine.examples_at_once)
+
+
+def fields_of(
+    run: Run,
+    released: Arrays,
+    keys: Mapping[str, Any],
+    make: Callable[[int, Rows, int], tuple[Arrays, Choice]],
+) -> dict[str, Any]:
+    """Store each client's own model, of which only the missing ones are made, and return the fields of the run's result.
+
+    Args:
+      run: of a declared simulation.
+      released: arrays of the released model, by name.
+      keys: all on which an own model depends beside the released model, the rows and the seed.
+      make: returns a client's own model and its choice, from the client's number, its rows and a key of its draws.
+
+    Raises:
+      Refusal: the folder cannot be written.
+    """
+    from ..tasks.data import data_of
+    from ..tasks.held_back import held_back_of
+    from .own_model import Rows
+
+    federation, digest, choices = run.federation, hash_of_released(released), list[Choice]()
+    plain: dict[str, Any] = json.loads(json.dumps({"seed": federation.seed, **keys}))
+    folder = run.folder / PERSONAL
+    with refusing(federation.population.words.folder, folder, "cannot be written"):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        for client in range(federation.task.num_clients):
+            own = read_own(path := own_path(run.folder, client))
+            if own is None or (own.run, own.shared, own.keys) != (run.name, digest, plain):
+                held_out = held_back_of(federation.task, client)
+                assert held_out is not None  # by `Query.held_out`
+                key = int(Randomness(federation.seed).stream(STREAM, client).uint64(1)[0])
+                arrays, choice = make(client, Rows(data_of(federation.task, client), held_out), key)
+                own = OwnModel(run.name, digest, choice, plain, arrays)
+                write_own(path, own)
+            choices.append(own.choice)
+    return result_of(run, choices)
 
 
 def hash_of_released(arrays: Arrays) -> str:

@@ -20,9 +20,10 @@ from ...personal.choice import (
     SHARED,
     TEMPERATURES,
     Choice,
-    Evidence,
     FoldMeans,
-    choice_of,
+    between,
+    choose,
+    cross_validated,
     folds_of,
 )
 from ...personal.steps import LOCAL_RATE, LOCAL_STEPS, RATE_SHARE, own_batches
@@ -61,15 +62,10 @@ class _Course:
         whole = replace(self, names=frozenset(zeros))
         return whole._after(zeros, table, LOCAL_STEPS * self.steps, LOCAL_RATE * self.learning_rate, 0.0)
 
-    def between(self, trained: Model, share: float) -> Model:
-        """Return the model at a share of the way to the trained one."""
-        shared = self.shared
-        return {name: shared[name] + np.float32(share) * (trained[name] - shared[name]) for name in shared}
-
     def measured(self, training: Table, folds: Sequence[Table]) -> dict[float, FoldMeans]:
         """Return the means of the models at POINTS, by their shares, trained on these rows."""
         trained = self.trained(training)
-        return {share: _measure(self.between(trained, share), folds) for share in POINTS}
+        return {share: _measure(between(self.shared, trained, share), folds) for share in POINTS}
 
     def _after(self, begin: Model, table: Table, count: int, rate: float, pull: float) -> Model:
         """Return a model after so many steps of SGD, each with a proximal step to where they begin."""
@@ -114,33 +110,19 @@ def own_model(
     course = _Course(start, personal.steps, rate, batch_size, personal.pull_or_none, names, key)
     folds = [held_out.only(rows) for rows in folds_of(len(held_out))]
     counts = np.array([len(each) for each in folds], float)
-    parts, weights = _cross_validated(course, training, EVIDENCE - len(held_out))
+
+    def measure(others: NDArray[np.int64], part: NDArray[np.int64]) -> list[FoldMeans]:
+        """Return means on one part of models that the others train; arguments as of `choice.cross_validated`."""
+        rest, fold = training.only(others), [training.only(part)]
+        return [*course.measured(rest, fold).values(), _measure(course.local(rest), fold)]
+
+    parts = cross_validated(folds_of(len(training), most=PARTS), EVIDENCE - len(held_out), measure)
     alone, trained = course.local(training), course.trained(training)
     of_local, measured = _measure(alone, folds), course.measured(training, folds)
-    losses = np.array([each.losses for each in (*measured.values(), of_local)])
-    evidence = Evidence(np.concatenate([losses, *parts], axis=2), np.concatenate([counts, weights]))
-    decisions = [evidence.decide(fold) for fold in range(-1, len(counts))]
-    for share in {each.share for each in decisions} - measured.keys():
-        measured[share] = _measure(course.between(trained, share), folds)
-    choice = choice_of(counts, decisions, measured, of_local)
-    return alone if choice.name == LOCAL else course.between(trained, choice.share), choice
-
-
-def _cross_validated(
-    course: _Course, training: Table, lacking: int
-) -> tuple[list[NDArray[np.float64]], NDArray[np.float64]]:
-    """Return losses as of `Evidence` of parts of the training rows, and their weights; none where no held-out rows lack."""
-    parts = folds_of(len(training), most=PARTS)
-    if lacking <= 0 or len(parts) < 2:
-        return [], np.zeros(0)
-    losses: list[NDArray[np.float64]] = []
-    for part in parts:
-        others = training.only(np.setdiff1d(np.arange(len(training)), part))
-        fold = [training.only(part)]
-        means = [*course.measured(others, fold).values(), _measure(course.local(others), fold)]
-        losses.append(np.array([each.losses for each in means]))
-    weight = min(1.0, lacking / len(training))
-    return losses, weight * np.array([len(part) for part in parts], float)
+    choice = choose(
+        counts, measured, of_local, parts, lambda share: _measure(between(start, trained, share), folds)
+    )
+    return alone if choice.name == LOCAL else between(start, trained, choice.share), choice
 
 
 def _trained_names(layers: Sequence[str]) -> frozenset[str]:
@@ -153,7 +135,7 @@ def _trained_names(layers: Sequence[str]) -> frozenset[str]:
     return names
 
 
-def _measure(model: Model, folds: Sequence[Table]) -> FoldMeans:
+def _measure(model: Mapping[str, Any], folds: Sequence[Table]) -> FoldMeans:
     """Return the means of loss and accuracy on each fold."""
     losses, accuracies = list[list[float]](), list[float]()
     for fold in folds:
