@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,11 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from ..base.refusal import Refusal, refusing
-from ..client.private_update import answer_of, values_of, without_error
+from ..client.private_update import values_of, without_error
 from ..messages.flower_adapter import delivered_message, records_of
 from ..messages.model_difference import hash_of
 from ..messages.wire import WEIGHT
-from ..personal.choice import POINTS, Choice, Evidence
+from ..personal.choice import POINTS, Arrays, Choice, Evidence, between
 from ..personal.state import OwnModel, read_own, write_own
 from ..questions.private_evaluation import LOSSES
 
@@ -35,8 +34,6 @@ RELEASED, INITIAL, CONFIG = (
     "config",
 )  # records of the message; the first and last as of strategies
 LOCAL_CALLS = 5  # of a model from scratch, over those from the released model
-
-Arrays = Mapping[str, NDArray[np.generic]]
 
 
 @dataclass(frozen=True)
@@ -68,13 +65,12 @@ class PersonalApp:
         return None if own is None else _record(own.arrays)
 
     def answer(self, message: Message, context: Context) -> Message:
-        """Make the node's own model, and reply with nothing; an error has a code and no detail."""
-
-        def reply() -> Message:
+        """Make the node's own model, and reply with nothing, whether or not that fails: it may hang on the data."""
+        try:
             self._make(message, context)
-            return Message(RecordDict(), reply_to=message)
-
-        return answer_of(message, reply)
+        except Exception:
+            logger.exception("the own model is not made")
+        return Message(RecordDict(), reply_to=message)
 
     def _make(self, message: Message, context: Context) -> None:
         """Train, choose and store the node's own model, unless it is stored for this released model."""
@@ -87,12 +83,12 @@ class PersonalApp:
         client = _Client(self, message, context)
         trained = client.trained(shared, self.calls)
         alone = client.trained(models[INITIAL], LOCAL_CALLS * self.calls) if INITIAL in models else {}
-        measured = [client.measured(_between(shared, trained, point)) for point in POINTS]
+        measured = [client.measured(between(shared, trained, point)) for point in POINTS]
         rows = measured[0].rows
         losses = [each.loss for each in measured]
         losses.append(client.measured(alone).loss if alone and rows else math.nan)
         decision = Evidence(np.reshape(losses, (len(losses), 1, 1)), np.array([float(rows)])).decide()
-        arrays = alone if decision.is_local else _between(shared, trained, decision.share)
+        arrays = alone if decision.is_local else between(shared, trained, decision.share)
         with refusing("folder", self.folder, "cannot be made"):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         choice = Choice(decision.name, 0.0 if decision.is_local else decision.share, rows, {})
@@ -207,7 +203,7 @@ def make_personal(
       timeout: seconds for the replies; None waits for all.
 
     Returns:
-      How many clients have made one.
+      How many clients have replied. Whether one could make its model stays with it, in its log.
 
     Example:
       >>> import fedveil as fv
@@ -225,20 +221,8 @@ def make_personal(
     messages = [Message(content, node, kind) for node in grid.get_node_ids()]
     replies = [*grid.send_and_receive(messages, timeout=timeout)]
     count = sum(not reply.has_error() for reply in replies)
-    logger.info("%d of %d clients have a model of their own", count, len(messages))
+    logger.info("%d of %d clients have got the final model", count, len(messages))
     return count
-
-
-def _between(shared: Arrays, trained: Arrays, share: float) -> Arrays:
-    """Return the model at a share of the way between two; whole numbers are those of the nearer model."""
-
-    def value(name: str) -> NDArray[Any]:
-        start: NDArray[Any] = shared[name]
-        if share in (0.0, 1.0) or start.dtype.kind != "f":
-            return trained[name] if share > 1 / 2 else start
-        return start + np.asarray(share, start.dtype) * (trained[name] - start)
-
-    return {name: value(name) for name in shared}
 
 
 def _arrays(record: ArrayRecord) -> dict[str, NDArray[np.generic]]:
