@@ -9,6 +9,8 @@ from ..configs.group import Group, remedy
 from ..configs.privacy_settings import ClientLevel, RecordDistributed
 from ..configs.values import HIDDEN_CLIENTS, Positive, Text
 
+PERSONAL = "personal"  # name of the query that trains after the release
+
 if TYPE_CHECKING:
     from ..configs.schema import FederationSettings
 
@@ -80,7 +82,7 @@ class EvaluateSettings(Group):
 
 def trains_own_models(settings: "FederationSettings") -> bool:
     """Return whether each client trains on from the final model for itself."""
-    return getattr(settings.personal, "name", "") in ("after", "ditto")
+    return PERSONAL in settings.query_fields
 
 
 def measures_own_models(settings: "FederationSettings") -> bool:

@@ -80,7 +80,7 @@ class OwnModels:
         rows, moments = read_rows(self.bundle.state) or self._usual_rows, final.moments or "null"
         arrays, choice = self._made(final.arrays, rows, scaling_of(read_json(moments)))
         write_own(self.path, OwnModel(final.run, final.sha256, choice, keys, arrays))
-        logger.info("own model: %s", describe(choice))
+        logger.info("the own model is stored; `fedveil client status` says which it is")
 
     def gains(self, shared: Arrays, order: TrainingOrder, metric: str) -> dict[str, float]:
         """Return what the own model gains in a metric, as of `gains_of`; nothing if it cannot be made.
@@ -158,7 +158,7 @@ def _make(models: OwnModels) -> None:
 
 
 def describe(choice: Choice) -> str:
-    """Return which model was chosen, without the figures of the held-out rows: the log is not the owner's screen alone."""
+    """Return which model was chosen; like the figures it is for the owner's screen, and not for a log."""
     names = {SHARED: "the shared one", LOCAL: "one of this device's rows alone"}
     return names.get(choice.name, f"the shared one trained on, {choice.share:.0%} of the way")
 
