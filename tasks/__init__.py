@@ -50,14 +50,8 @@ HELD_ALONE = "held back by itself"  # option: select each record independently o
 # Option: hold equal records out together, by the rule of earlier releases; only for runs that these began.
 GROUP_EQUAL_ROWS = "equal records held back together"
 DEALT = "partition of a pool"  # option: how to deal a `PooledTask`'s pool; the partition's keys, num_clients and seed
-OF_ALL = (
-    PLANTED,
-    DEALT,
-    HELD_BACK,
-    HELD_ALONE,
-    GROUP_EQUAL_ROWS,
-    OWN_LAYERS,
-)  # options that every task takes
+# Options that every task takes.
+OF_ALL = (PLANTED, DEALT, HELD_BACK, HELD_ALONE, GROUP_EQUAL_ROWS, OWN_LAYERS)
 
 
 def load_task(
