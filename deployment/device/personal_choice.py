@@ -8,7 +8,8 @@ from ...base.refusal import OneOf, Range
 from ...configs.bundle_files import Lines
 
 NONE, AFTER, DITTO = NAMES = ("none", "after", "ditto")
-MAX_STEPS, MAX_BATCH = 100_000, 1_000_000  # as of the group personal of a simulation
+MAX_STEPS = 1_000_000
+MAX_BATCH = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
