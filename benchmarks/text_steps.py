@@ -163,7 +163,8 @@ def main() -> None:
             target_epsilon=asked.epsilon, target_delta=1e-5, sample_rate=RATE, steps=ROUNDS, accountant="prv"
         )
     train(model, head, training, asked.step, asked.clip, noise)
-    print(f"{asked}: {perplexity(model, head, held_out) / before:.3f}")
+    setting = ", ".join(f"{name} {value}" for name, value in vars(asked).items())
+    print(f"{setting}: {perplexity(model, head, held_out) / before:.3f}")
 
 
 if __name__ == "__main__":
