@@ -24,6 +24,7 @@ EXTENSIONS = (
     "links",
     "personal",
     "questions",
+    "tables",
     "tasks/adapters",
     "tasks/shipped",
     "text",

@@ -34,6 +34,7 @@ ROOMS = (
     "engines",
     "export",
     "personal",
+    "tables",
     "populations",
     "run",
     "audit",

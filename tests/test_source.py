@@ -13,6 +13,7 @@ SHIPPED = (
     "privacy",
     "messages",
     "configs",
+    "tables",
     "tasks",
     "text",
     "strategies",

@@ -30,6 +30,7 @@ ROOMS = (
     "audit",
     "evidence",
     "personal",
+    "tables",
     "simulations",
     "deployment",
     "cli",
