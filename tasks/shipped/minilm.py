@@ -90,10 +90,10 @@ class AdaptedSentence(nn.Module):
     length, as the weights were trained for.
     """
 
-    def __init__(self, layer: BertLayer, classes: int) -> None:
+    def __init__(self, layer: BertLayer, classes: int, adapted: bool = True) -> None:
         super().__init__()
         self.layer = layer.requires_grad_(False)
-        self.query, self.value = LowRankChange(), LowRankChange()
+        self.query, self.value = (LowRankChange().requires_grad_(adapted) for _ in range(2))
         self.head = nn.Linear(WIDTH, classes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)

