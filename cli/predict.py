@@ -118,8 +118,7 @@ def explanation(
     model, schema = loaded.model, getattr(loaded.task, "schema", None)
     outputs = predictions(model, loaded.task, data, loaded.classifies)
     inputs = from_numpy(read_array(data) if schema is None else schema_inputs(schema, data))
-    classifies = bool(loaded.task.classes) if schema is not None else loaded.classifies
-    return outputs | explained(model, inputs, schema, classifies)
+    return outputs | explained(model, inputs, schema, loaded.classifies)
 
 
 def write(columns: Mapping[str, NDArray[Any]], out: Path | None) -> None:

@@ -257,7 +257,7 @@ def _write_export(folder: Path, model: nn.Module, source: Source, order: Order) 
             (folder / name).write_bytes(content)
     if (schema := additive(source.task)) is not None and order.student is None:
         parameters = {name: each.detach().numpy() for name, each in model.named_parameters()}
-        text = json.dumps(shapes(schema, parameters["weight"], parameters["bias"]), indent=1)
+        text = json.dumps(shapes(schema, *(parameters[each] for each in schema.outcome.parameters)), indent=1)
         (folder / SHAPES).write_text(text + "\n", encoding="utf-8")
     if file.name == numpy_model.MODEL:  # a program for the interpreter in NumPy, which is put beside it
         shutil.copyfile(numpy_model.__file__, folder / "predict.py")

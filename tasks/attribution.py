@@ -103,14 +103,18 @@ def explained(
       model: in evaluation mode.
       inputs: shape (n, ...).
       schema: schema of tables, whose contributions are summed by column; None for arrays, with columns `input_0` etc.
-      classifies: whether outputs are logits of classes.
+      classifies: whether outputs for arrays are logits of classes; a schema's label says so itself.
     """
     _check_inputs(inputs)
     baseline = inputs.new_zeros(inputs.shape[1:])
     with torch.no_grad():
         outputs = model(inputs)
-        has_classes = classifies and outputs.dim() == 2 and outputs.shape[1] > 1
-        predicted = outputs.argmax(1) if has_classes else None
+        if schema is not None:
+            predicted = schema.outcome.explained(outputs)
+        else:
+            predicted = (
+                outputs.argmax(1) if classifies and outputs.dim() == 2 and outputs.shape[1] > 1 else None
+            )
         exact = copy.deepcopy(model).double().eval()
         outputs_at_baseline = exact(baseline.double()[None]).expand(len(inputs), *outputs.shape[1:])
         at_baseline = _select_outputs(outputs_at_baseline, predicted)

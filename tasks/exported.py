@@ -169,14 +169,8 @@ def schema_inputs(schema: Schema, data: object) -> NDArray[np.float32]:
 
 
 def schema_predictions(schema: Schema, outputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """Return predictions by column name, for outputs of shape (n, classes), or (n, 1) for a numeric label.
+    """Return predictions by column name, for outputs of shape (n, outputs), as the label's kind makes them.
 
     They are the label's most likely category and its probability, or its number.
     """
-    target = schema.target
-    if not target.categories:
-        offset, scale = schema.unit
-        return {target.name: offset + scale * np.clip(outputs.astype(np.float64)[:, 0], -1, 1)}
-    predictions = numpy_model.columns(outputs, classifies=True)
-    words = np.array(target.words)[predictions["class"]]
-    return {target.name: words, "probability": predictions["probability"]}
+    return schema.outcome.predictions(outputs)

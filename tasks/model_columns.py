@@ -5,7 +5,6 @@ They never leave the client; a question counts them like any column (`fedveil as
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -23,11 +22,10 @@ from .attribution import explained
 from .batch_memory import AUTO, outputs_apart
 from .columns import columns_of
 from .data import Examples, data_of, padded, padded_size
+from .labels import answers_of
 from .protocol import Task
 from .table_schema import Schema
 from .tables import Tables
-
-PREDICTED, SCORE = "predicted", "score"
 
 
 def read_released(model: nn.Module, file: bytes) -> None:
@@ -65,7 +63,7 @@ def columns_with(
     own, rows, schema = columns_of(task, client), _inputs(task, client), getattr(task, "schema", None)
     # Padded, so that one row cannot change the rounding of others; see `padded_size`.
     inputs = _without_failures(model, padded(rows, padded_size(len(rows))), limit)
-    columns = model_columns(model, inputs, () if schema is None else schema.target.words, limit)
+    columns = model_columns(model, inputs, schema, limit)
     if attributed:
         columns |= _attributions(model, inputs, schema)
     unpadded = {name: values[: len(rows)] for name, values in columns.items()}
@@ -80,7 +78,7 @@ def _without_failures(model: nn.Module, inputs: Tensor, limit: str) -> Tensor:
     inputs = inputs.clone()
     for row in inputs.split(1):
         try:
-            model_columns(model, row, ())
+            model_columns(model, row, None)
         except Exception:  # noqa: BLE001 (of the model's code)
             row.zero_()
     return inputs
@@ -98,29 +96,22 @@ def _inputs(task: Task, client: int) -> Tensor:
 
 def _attributions(model: nn.Module, inputs: Tensor, schema: Schema | None) -> dict[str, NDArray[Any]]:
     """Return the size of each input's contribution to the model's prediction, by column name."""
-    classifies = schema is None or bool(schema.target.categories)
-    parts = explained(model, inputs, schema, classifies)
+    parts = explained(model, inputs, schema, classifies=True)
     del parts["score"], parts["at_baseline"]
     return {f"{ATTRIBUTION}{name}": np.abs(values) for name, values in parts.items()}
 
 
 def model_columns(
-    model: nn.Module, inputs: Tensor, words: Sequence[str], limit: str = AUTO
+    model: nn.Module, inputs: Tensor, schema: Schema | None, limit: str = AUTO
 ) -> dict[str, NDArray[Any]]:
     """Return a model's outputs for rows: `predicted` and, with two classes, `score`, the probability of the second.
 
     Args:
       model: in evaluation mode.
       inputs: shape (n, ...).
-      words: names of the classes; empty if they are numbers.
+      schema: schema of tables, whose label names the classes; None for arrays.
       limit: of the rows in memory, as of `outputs_apart`.
     """
     with torch.no_grad():
         outputs = outputs_apart(model, inputs, limit)
-    if outputs.dim() != 2 or outputs.shape[1] < 2:
-        return {PREDICTED: outputs.reshape(-1).double().numpy()}
-    classes = outputs.argmax(1).numpy()
-    columns: dict[str, NDArray[Any]] = {PREDICTED: np.array(words)[classes] if words else classes}
-    if outputs.shape[1] == 2:
-        columns[SCORE] = outputs.softmax(1)[:, 1].double().numpy()
-    return columns
+    return answers_of(outputs, ()) if schema is None else schema.outcome.answers(outputs)

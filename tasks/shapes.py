@@ -26,9 +26,10 @@ def read_shapes(schema: Path, model: Path) -> dict[str, Any] | None:
     from safetensors.numpy import load_file
 
     declared, arrays = read_schema(schema), load_file(model)
-    if set(arrays) != {"weight", "bias"} or arrays["weight"].shape[1:] != (declared.width,):
+    weight, bias = declared.outcome.parameters
+    if set(arrays) != {weight, bias} or arrays[weight].shape[1:] != (declared.width,):
         return None
-    return shapes(declared, arrays["weight"], arrays["bias"], lines=True)
+    return shapes(declared, arrays[weight], arrays[bias], lines=True)
 
 
 def shapes(
@@ -43,17 +44,13 @@ def shapes(
 
     Args:
       schema: schema of the inputs.
-      weight: shape (outputs, schema.width).
+      weight: of a linear model, shape (scores, schema.width); its name is the first of `Label.parameters`.
       bias: shape (outputs,).
       lines: whether a number without bins has a line, with values at its two bounds; such a number is refused otherwise.
     """
     if (numbers := [each.name for each in schema.numbers]) and not lines:
         raise Refusal("task.model", ", ".join(numbers), "have no bins; train with task.model=gam")
-    if len(bias) == 2:  # log-odds
-        weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
-    offset_of_label, scale_of_label = schema.unit
-    weight, bias = scale_of_label * weight, offset_of_label + scale_of_label * bias
-    scores = list(schema.target.words[-len(bias) :]) if schema.target.categories else [schema.target.name]
+    scores, weight, bias = schema.outcome.scores(weight, bias)
     intercept, curves, start = bias.astype(np.float64), list[dict[str, Any]](), 0
     for column in schema.inputs:
         values = weight[:, start : start + column.width].astype(np.float64)
@@ -65,7 +62,7 @@ def shapes(
         curves.append(_shape(column, values - mean[:, None], -mean))
         start += column.width
     curves.sort(key=lambda each: -each["range"])
-    return {"scores": scores, "intercept": intercept.tolist(), "shapes": curves}
+    return {"scores": list(scores), "intercept": intercept.tolist(), "shapes": curves}
 
 
 def _shape(column: Column, values: NDArray[np.float64], missing: NDArray[np.float64]) -> dict[str, Any]:

@@ -61,7 +61,8 @@ class Rows:
 
     Attributes:
       inputs: shape (n, schema.width), float32, between -1 and 1.
-      targets: shape (n,): int64 classes, or float32 numbers between -1 and 1; None where no label was read.
+      targets: shape (n,): int64 classes, or float32 numbers between -1 and 1; other kinds of label have their own; None
+        where no label was read.
     """
 
     inputs: NDArray[np.float32]
@@ -203,9 +204,9 @@ def frame_inputs(frame: object, schema: Schema) -> NDArray[np.float32]:
 
 def _read_table(table: OpenTable, schema: Schema, columns: Sequence[Column]) -> Rows:
     """Return the rows of a table; the label is read if it is among the columns."""
-    target, labelled = schema.target, schema.target in columns
+    outcome, labelled = schema.outcome, schema.target in columns
     inputs = np.empty((table.max_rows, schema.width), dtype=np.float32)
-    targets: NDArray[Any] = np.empty(table.max_rows, dtype=np.int64 if target.categories else np.float32)
+    targets = outcome.empty(table.max_rows)
     stop = 0
     for block in table.blocks(columns, schema.missing):
         start, stop = stop, stop + len(next(iter(block.values())).values)
@@ -219,8 +220,7 @@ def _read_table(table: OpenTable, schema: Schema, columns: Sequence[Column]) -> 
                 part[:, 0] = cells.scaled()
             offset += column.width
         if labelled:
-            cells = block[target.name]
-            targets[start:stop] = cells.codes(True) if target.categories else cells.scaled(True)
+            targets[start:stop] = outcome.targets(block)
     if not stop:
         raise Refusal("table", str(table.file), "has no rows; remove the client, or add data")
     return Rows(inputs[:stop], targets[:stop] if labelled else None)

@@ -13,9 +13,11 @@ from typing import Any
 
 import yaml
 
+from ..base.extensions import extension, names
 from ..base.refusal import Refusal, real
 from ..configs.strict import nearest
 from ..configs.yaml_guard import check_file
+from .labels import Classes, Label, Number
 
 # Spellings of an unknown value, unless the schema declares others.
 MISSING = ("", "?", "na", "n/a", "nan", "null", "none")
@@ -108,6 +110,7 @@ class Schema:
       missing: words that stand for a missing value, in the form of `plain`.
       groups: columns with categories that may be groups, and are no inputs of the model.
       group_weights: weights of examples in the loss by group and class; None if all are 1.
+      kind: label that the schema declares by `kind`; None for one column of categories or numbers.
     """
 
     columns: tuple[Column, ...]
@@ -115,16 +118,29 @@ class Schema:
     missing: tuple[str, ...] = field(default=MISSING)
     groups: tuple[Column, ...] = ()
     group_weights: GroupWeights | None = None
+    kind: Label | None = None
 
     @cached_property
     def target(self) -> Column:
-        """The column that is predicted."""
+        """The column that is predicted, or the first of several."""
         return next(column for column in self.columns if plain(column.name) == plain(self.label))
+
+    @cached_property
+    def outcome(self) -> Label:
+        """The label: what the model predicts, and how it is trained and measured."""
+        column: Any = self.target  # its cached `words` are no property to pyright
+        return self.kind or (Classes if column.categories else Number)(column)
+
+    @cached_property
+    def label_columns(self) -> tuple[Column, ...]:
+        """The columns that hold the label."""
+        names = {plain(column.name) for column in self.outcome.columns}
+        return tuple(column for column in self.columns if plain(column.name) in names)
 
     @cached_property
     def inputs(self) -> tuple[Column, ...]:
         """The columns that the model sees."""
-        return tuple(column for column in self.columns if column is not self.target)
+        return tuple(column for column in self.columns if column not in self.label_columns)
 
     @property
     def numbers(self) -> tuple[Column, ...]:
@@ -139,11 +155,11 @@ class Schema:
     @property
     def unit(self) -> tuple[float, float]:
         """Offset and scale that convert an output of the model to the unit of the label; 0 and 1 for classes."""
-        return (0.0, 1.0) if self.target.categories else self.target.scale
+        return self.outcome.unit
 
     def text(self) -> str:
         """Return the schema as the content of a file that `read_schema` reads."""
-        lines = [f"label: {_word(self.label)}"]
+        lines = [f"label: {_flow(self.outcome.keys or self.label)}"]
         if self.missing != MISSING:
             lines.append(f"missing: {_words(self.missing)}")
         lines += ["columns:", *map(column_line, self.columns)]
@@ -176,7 +192,7 @@ class Schema:
         return replace(self, columns=tuple(self._binned(column, bins) for column in self.columns))
 
     def _binned(self, column: Column, bins: int) -> Column:
-        if column.categories or column.edges or column is self.target:
+        if column.categories or column.edges or column in self.label_columns:
             return column
         step = (column.high - column.low) / bins
         edges = tuple(column.low + step * number for number in range(1, bins))
@@ -210,17 +226,40 @@ def read_schema(path: Path, label: str | None = None) -> Schema:
     if not isinstance(definitions, dict):
         raise Refusal(where, definitions, "groups must be a mapping of column names to their categories")
     groups = _columns(where, definitions)
-    names = {plain(column.name) for column in inputs_and_label}
+    others = {plain(column.name) for column in inputs_and_label}
     for column in groups:
         if not column.categories:
             remedy = "must have categories: their words are the groups"
             raise Refusal(f"{where}: {column.name}", "groups", remedy)
-        if plain(column.name) in names:
+        if plain(column.name) in others:
             raise Refusal(f"{where}: {column.name}", "groups", "is in columns too; remove it from one")
-    schema = with_label(Schema(inputs_and_label, "", missing, groups), label or values.get("label"), where)
+    schema = _labelled(Schema(inputs_and_label, "", missing, groups), label, values.get("label"), where)
     if "group_weights" not in values:
         return schema
     return with_group_weights(schema, values["group_weights"], f"{where}: group_weights")
+
+
+def _labelled(schema: Schema, label: str | None, declared: object, where: str) -> Schema:
+    """Return the schema with its label.
+
+    Args:
+      schema: schema of all columns.
+      label: name of the column to predict; None for `declared`.
+      declared: value of the file's `label`: the name of a column, or a mapping with `kind`.
+      where: file of the schema, for a refusal.
+    """
+    if not isinstance(declared, dict):
+        return with_label(schema, label or declared, where)
+    keys: dict[str, Any] = {str(key): value for key, value in declared.items()}  # pyright: ignore
+    field, kind = f"{where}: label", keys.pop("kind", None)
+    if kind not in (kinds := names("label")):
+        remedy = f"kind must be one of {', '.join(kinds)}; of one column of categories or numbers, give its name alone"
+        raise Refusal(field, kind, remedy)
+    outcome: Label = extension("label", str(kind), field, kind)(field, keys, schema.columns)
+    first = outcome.columns[0].name
+    if label is not None and plain(label) != plain(first):
+        raise Refusal("task.label", label, f"{where} declares a label of kind {kind}; leave this out")
+    return with_label(replace(schema, kind=outcome), first, where)
 
 
 def _columns(where: str, definitions: dict[Any, Any]) -> tuple[Column, ...]:
@@ -251,13 +290,17 @@ def with_label(schema: Schema, label: object, where: str) -> Schema:
       label: name of the column to predict.
       where: file of the schema, for a refusal.
     """
-    names = {plain(column.name): column.name for column in schema.columns}
-    if not isinstance(label, str) or plain(label) not in names:
-        raise Refusal("task.label", label, f"name a column of {where}; {nearest(str(label), names.values())}")
-    if len(names) == 1:
+    by_name = {plain(column.name): column.name for column in schema.columns}
+    if not isinstance(label, str) or plain(label) not in by_name:
+        raise Refusal(
+            "task.label", label, f"name a column of {where}; {nearest(str(label), by_name.values())}"
+        )
+    schema = replace(schema, label=by_name[plain(label)])
+    if not schema.inputs:
         raise Refusal("task.label", label, f"{where} has no other column to predict it from")
+    weighted = {plain(column.name) for column in schema.outcome.weighted}
     for column in schema.columns:
-        is_label = plain(column.name) == plain(label)
+        is_label = column in schema.label_columns
         for misplaced, key, remedy in (
             (is_label and column.edges, "edges", "belong to inputs, and this is the label; remove them"),
             (
@@ -266,10 +309,15 @@ def with_label(schema: Schema, label: object, where: str) -> Schema:
                 "belong to inputs, and the label is scaled by its bounds; remove them",
             ),
             (not is_label and column.weights, "weights", f"belong to the label, which is {label}"),
+            (
+                is_label and plain(column.name) not in weighted and column.weights,
+                "weights",
+                "have no meaning for this kind of label; remove them",
+            ),
         ):
             if misplaced:
                 raise Refusal(f"{where}: {column.name}", key, remedy)
-    return replace(schema, label=names[plain(label)])
+    return schema
 
 
 def with_group_weights(schema: Schema, value: object, where: str) -> Schema:
@@ -286,8 +334,8 @@ def with_group_weights(schema: Schema, value: object, where: str) -> Schema:
         )
         raise Refusal(where, value, remedy)
     target = schema.target
-    if not target.categories:
-        raise Refusal(where, schema.label, "is a number, and weights by group need classes")
+    if not schema.outcome.words:
+        raise Refusal(where, schema.label, "has no classes, which weights by group need")
     if target.weights:
         raise Refusal(where, schema.label, "has weights too; remove them, or the weights by group")
     ((name, rows),) = value.items()
@@ -511,6 +559,17 @@ def _digits(number: float) -> str:
 
 def _words(words: tuple[str, ...]) -> str:
     return f"[{', '.join(map(_word, words))}]"
+
+
+def _flow(value: object) -> str:
+    """Return words, numbers, lists and mappings of them as YAML on one line."""
+    if isinstance(value, Mapping):
+        pairs: Mapping[str, object] = value  # pyright: ignore[reportUnknownVariableType]
+        return f"{{{', '.join(f'{_word(key)}: {_flow(each)}' for key, each in pairs.items())}}}"
+    if isinstance(value, tuple):
+        items: tuple[object, ...] = value  # pyright: ignore[reportUnknownVariableType]
+        return f"[{', '.join(map(_flow, items))}]"
+    return _digits(value) if isinstance(value, float) else _word(str(value))
 
 
 def _word(word: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial, wraps
 from itertools import chain, pairwise
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..base.refusal import Refusal
 from ..configs.bundle_files import SCHEMA
 from ..privacy.statistics.holdout import holdout_mask
-from .classification import class_metrics, cross_entropies, softmax_regression
+from .classification import softmax_regression
 from .columns import LazyColumns
 from .data import Examples, joined, only
 from .exported import schema_inputs, schema_predictions
@@ -37,7 +37,7 @@ SPLIT_KEY = 920  # of the hash that holds rows out; public, and the same everywh
 
 @dataclass(frozen=True)
 class Tables:
-    """`Task` over tables: cross-entropy for a label with categories, otherwise squared error.
+    """`Task` over tables, with the loss and the metrics of its label's kind.
 
     Attributes:
       schema: schema of every table.
@@ -67,8 +67,8 @@ class Tables:
 
     @property
     def classes(self) -> int:
-        """Number of classes; 0 if the label is a number."""
-        return len(self.schema.target.categories)
+        """Number of classes; 0 if the label is of another kind."""
+        return len(self.schema.outcome.words)
 
     @cached_property
     def weights(self) -> tuple[float, ...]:
@@ -79,7 +79,7 @@ class Tables:
         """
         groups = self.schema.group_weights
         if groups is None:
-            return self.schema.target.weights
+            return self.schema.outcome.weights
         return tuple(chain((1.0,) * self.classes, groups.unknown, *groups.weights))
 
     @property
@@ -92,40 +92,26 @@ class Tables:
 
     @property
     def curvature(self) -> float:
-        """Bound on the second derivative of an example's loss by the model's outputs (Boehning 1992 for classes)."""
-        return 0.5 if self.classes else 2.0
+        """Bound on the second derivative of an example's loss by the model's outputs."""
+        return self.schema.outcome.curvature
 
     def model(self) -> nn.Module:
-        outputs = self.classes or 1
-        if not self.hidden:
-            return softmax_regression(self.schema.width, outputs)
-        return perceptron((self.schema.width, *self.hidden, outputs))
+        head = self.schema.outcome.head
+        return perceptron((self.schema.width, *self.hidden), head) if self.hidden else head(self.schema.width)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        if self.weights:
-            return self.losses(outputs[None], targets[None])[0]
-        if self.classes:
-            return nn.functional.cross_entropy(outputs, targets)
-        return ((outputs.squeeze(-1) - targets) ** 2).mean()
+        return self.schema.outcome.loss(outputs, targets, self.weights)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        if self.classes:
-            return cross_entropies(outputs, targets, self.weights)
-        return ((outputs.squeeze(-1) - targets) ** 2).mean(1)
+        return self.schema.outcome.losses(outputs, targets, self.weights)
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        outputs, targets = outputs.cpu(), targets.cpu()  # not every device has double precision
-        if self.classes:
-            return class_metrics(outputs, self.labels(targets))
-        _, scale = self.schema.unit
-        errors = outputs.squeeze(-1) - targets
-        metrics = {"mean_absolute_error": scale * errors.abs().mean().item()}
-        if variation := (targets.double() - targets.double().mean()).square().sum().item():
-            metrics["r2"] = 1 - errors.double().square().sum().item() / variation
-        return metrics
+        return self.schema.outcome.metrics(
+            outputs.cpu(), targets.cpu()
+        )  # not every device has double precision
 
     def labels(self, targets: Tensor) -> Tensor:
-        """Return the classes of targets that may encode a group as well, shape (n,); numeric targets unchanged."""
+        """Return the classes of targets that may encode a group as well, shape (n,); other targets unchanged."""
         return targets % self.classes if self.classes else targets
 
     def client_data(self, client: int) -> Examples:
@@ -158,7 +144,9 @@ class Tables:
             return read_columns(self.paths[client], self.schema)
         data, start = self.client_data(client), 0
         inputs = data.inputs.numpy()
-        columns = {self.schema.target.name: partial(self._labels, data)}
+        columns = dict[str, Callable[[], NDArray[Any]]]()
+        for column in self.schema.label_columns:
+            columns[column.name] = partial(self._label_values, data, column.name)
         for name, codes in (data.groups or {}).items():
             columns[name] = partial(_words_of, self.group_words[name], codes.numpy())
         for column in self.schema.inputs:
@@ -168,12 +156,9 @@ class Tables:
             start += column.width
         return LazyColumns(columns)
 
-    def _labels(self, data: Examples) -> NDArray[Any]:
-        """Return the words or the numbers that targets stand for, shape (n,)."""
-        if self.classes:
-            return _words_of(self.schema.target.words, self.labels(data.targets).numpy())
-        offset, scale = self.schema.unit
-        return offset + scale * data.targets.numpy().astype(np.float64)
+    def _label_values(self, data: Examples, name: str) -> NDArray[Any]:
+        """Return the words or the numbers of a label's column that targets stand for, shape (n,)."""
+        return self.schema.outcome.values(data.targets.numpy())[name]
 
     def beside_the_model(self) -> Mapping[str, bytes]:
         """Return the schema, which is the preprocessing, as the file that a run saves with its model."""
@@ -184,7 +169,7 @@ class Tables:
         return torch.from_numpy(schema_inputs(self.schema, data))
 
     def decode(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
-        """Return predictions by column name: the most likely category and its probability, or a number."""
+        """Return predictions by column name, as the label's kind makes them: such as a category and its probability."""
         return schema_predictions(self.schema, outputs.detach().numpy())
 
 
@@ -239,17 +224,24 @@ def additive(task: object) -> Schema | None:
     return task.schema
 
 
-def perceptron(sizes: Sequence[int]) -> nn.Module:
-    """Return fully connected layers with tanh between them (arXiv:2007.14191), the same values on every call."""
+def perceptron(sizes: Sequence[int], head: Callable[[int], nn.Module]) -> nn.Module:
+    """Return fully connected layers with tanh after each (arXiv:2007.14191) and a head, the same values on every call.
+
+    Args:
+      sizes: number of inputs, and the size of each hidden layer.
+      head: returns the last layers for a number of inputs.
+    """
     generator = torch.Generator().manual_seed(0)
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
-        layer = softmax_regression(inputs, outputs)
-        bound = (6 / (inputs + outputs)) ** 0.5  # Glorot and Bengio 2010
-        with torch.no_grad():
-            layer.get_parameter("weight").uniform_(-bound, bound, generator=generator)
-        layers += [layer, nn.Tanh()]
-    return nn.Sequential(*layers[:-1])
+        layers += [softmax_regression(inputs, outputs), nn.Tanh()]
+    model = nn.Sequential(*layers, head(sizes[-1]))
+    for parameter in model.parameters():
+        if parameter.dim() == 2 and parameter.requires_grad:
+            bound = (6 / sum(parameter.shape)) ** 0.5  # Glorot and Bengio 2010
+            with torch.no_grad():
+                parameter.uniform_(-bound, bound, generator=generator)
+    return model
 
 
 def layers_of(model: str, hidden: Sequence[int] | int) -> tuple[int, ...]:
@@ -350,8 +342,7 @@ def load(*args: Any, **options: Any) -> Tables:
     elif keys.simulated:
         clients, test = _split(clients, keys, _unscaled(keys, paths) or clients)
     else:
-        dtype = torch.int64 if schema.target.categories else torch.float32
-        test = Examples(torch.zeros(0, schema.width), torch.zeros(0, dtype=dtype))
+        test = Examples(torch.zeros(0, schema.width), torch.from_numpy(schema.outcome.empty(0)))
     return weighted_task(Tables(schema, clients, test, layers, keys.simulated, groups, tuple(paths)))
 
 
@@ -429,9 +420,9 @@ def _dealt(clients: Sequence[Examples], schema: Schema, keys: TableKeys) -> tupl
     if not keys.simulated:
         remedy = "real rows stay with their owners; use natural, or set task.simulated=true"
         raise Refusal("partition", name, remedy)
-    if not schema.target.categories and name not in ("iid", FLWR):
-        raise Refusal("partition", name, "needs classes, and the label is a number; use iid or natural")
-    labels, num_clients = pool.targets.numpy(), keys.num_clients
+    if not schema.outcome.words and name not in ("iid", FLWR):
+        raise Refusal("partition", name, "needs classes, and the label has none; use iid or natural")
+    labels, num_clients = pool.targets.numpy().reshape(len(pool), -1)[:, 0], keys.num_clients
     if name == FLWR:
         dealer = {"num_clients": num_clients, "seed": keys.seed, **(keys.dealer or {})}
         owners = np.repeat(np.arange(len(clients)), [len(client) for client in clients])
@@ -489,10 +480,11 @@ def person_hashes(persons: Sequence[object]) -> NDArray[np.uint64]:
 def row_hashes(examples: Examples) -> NDArray[np.uint64]:
     """Return a keyed hash of each row's inputs and target, whatever the row's position."""
     inputs, targets = examples.inputs.numpy(), examples.targets.numpy().astype(np.float32)
-    generator, size = np.random.default_rng(SPLIT_KEY), inputs.shape[1] + 2
+    targets = targets.reshape(len(targets), -1)
+    generator, size = np.random.default_rng(SPLIT_KEY), inputs.shape[1] + targets.shape[1] + 1
     factors = generator.integers(0, 2**64, size, dtype=np.uint64) | np.uint64(1)  # odd, and so invertible
     total = np.full(len(targets), factors[-1], dtype=np.uint64)
-    for column, factor in zip((*inputs.T, targets), factors, strict=False):
+    for column, factor in zip((*inputs.T, *targets.T), factors, strict=False):
         bits = (column + np.float32(0)).view(np.uint32).astype(np.uint64)  # 0 for -0
         total = (total ^ bits) * factor
         total ^= total >> np.uint64(29)

@@ -241,7 +241,7 @@ def test_weights_that_leave_out_a_group_or_a_class_are_refused(
     ("before", "after", "said"),
     [
         ('"yes"]}', '"yes"], weights: {"no": 2}}', "has weights too"),
-        ("label: ill", "label: age", "is a number, and weights by group need classes"),
+        ("label: ill", "label: age", "has no classes, which weights by group need"),
         ("groups:", f"group_weights: {{{WEIGHTS[:4]} {{m: {{}}}}}}\ngroups:", "has no weight"),
     ],
 )

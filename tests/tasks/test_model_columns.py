@@ -139,7 +139,7 @@ def test_a_row_on_which_the_model_fails_takes_no_other_along() -> None:
     )
     task: Any = SimpleNamespace(client_data=lambda _: (words, torch.tensor([0, 1, 0])))
     found = columns_with(task, 0, model.eval(), attributed=False)
-    truth = model_columns(model, torch.tensor([[1], [0], [2]]), ())
+    truth = model_columns(model, torch.tensor([[1], [0], [2]]), None)
     np.testing.assert_array_equal(found["score"], truth["score"])
     assert words[1, 0] == 99
 
@@ -213,7 +213,7 @@ def test_a_mistake_is_refused_by_name(
 
 
 def test_a_model_of_one_output_says_a_number() -> None:
-    found = model_columns(torch.nn.Linear(2, 1), torch.zeros(3, 2), ())
+    found = model_columns(torch.nn.Linear(2, 1), torch.zeros(3, 2), None)
     assert set(found) == {"predicted"} and found["predicted"].shape == (3,)
 
 
