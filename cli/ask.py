@@ -130,7 +130,8 @@ def format_answer(record: Mapping[str, Any]) -> str:
     figures_of_answers = [[*answer["figures"], answer["clipped"]] for answer in record["answers"]]
     width = min(max(len(each["name"]) for figures in figures_of_answers for each in figures), 30)
     for answer, figures in zip(record["answers"], figures_of_answers, strict=True):
-        lines += ["", _cut(answer["name"], WIDTH), *(_line(each, width) for each in figures)]
+        lines += ["", _cut(answer["name"], WIDTH)]
+        lines += [line for each in figures for line in _lines(each, width)]
     against = ", ".join(record["adversaries"])
     lines += ["", *_bytes(record)]
     lines.append(f"95 % intervals; hides a {record['unit']} ({record['adjacency']}) from: {against}")
@@ -156,13 +157,19 @@ def _bytes(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"bytes: {'; '.join(parts)}"
 
 
-def _line(figure: Mapping[str, Any], width: int) -> str:
-    """Return the line of a figure: its name in a column of this width, its value, and the ends of its interval."""
+def _lines(figure: Mapping[str, Any], width: int) -> Iterator[str]:
+    """Yield a figure's name in a column of this width, its value and the ends of its interval, then its own words."""
+    from ..evidence.page_text import UNSAID
+
     name = f"  {_cut(figure['name'], width):{width}}"
+    words = figure.get("said", "")
     if figure["value"] is None:
-        return f"{name}  cannot be said: the noise is as large as the value"
+        yield f"{name}  {f'{UNSAID}: the noise is as large as the value' if words in ('', UNSAID) else words}"
+        return
     value, low, high = (_digits(figure[key]) for key in ("value", "low", "high"))
-    return f"{name}  {value:>12}   {low:>12} to {high}"
+    yield f"{name}  {value:>12}   {low:>12} to {high}"
+    if words:
+        yield f"    {words}"
 
 
 def _digits(number: float) -> str:

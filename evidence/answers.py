@@ -17,12 +17,13 @@ from ..privacy.statistics.inquiry import ATTRIBUTION
 from ..run.files import OF_RECORDS
 from ..run.run_files import LEDGER, Fields
 from .ledger_history import describe_verification, questions_on
+from .page_text import UNSAID
 
 BINS = "histogram"  # also the kind of an evaluation's clients by metric, whose record names none
 OF_COUNTS = ("count", BINS, "crosstable", "top")  # kinds whose figures are drawn from 0 to the largest
 OF_SIGNS = ("correlation",)  # from -1 to 1
 OF_COLUMNS = "attributions"  # one for each column, and the number of rows
-OF_SHARES = ("fairness",)  # from 0 to 1, in percent
+OF_SHARES = ("fairness", "survival")  # from 0 to 1, in percent
 EVALUATED = ("round", "epsilon", "noise_multiplier", "clients", "share", "confidence", "reason")
 COPIED = (  # fields that a report takes from a record as they are
     "name",
@@ -68,10 +69,7 @@ def describe_answers(answers: Iterable[Fields], questions: Sequence[Fields] = ()
     rows: list[dict[str, Any]] = []
     for answer, question in zip(answers, chain(questions, repeat({})), strict=False):
         kind = question.get("kind") or (BINS if answer["name"].startswith(BY_METRIC) else None)
-        figures = [
-            {name: figure.get(name) for name in ("name", "value", "low", "high")}
-            for figure in answer["figures"]
-        ]
+        figures = [_figure(each) for each in answer["figures"]]
         rows.append(
             {
                 "name": answer["name"],
@@ -85,6 +83,13 @@ def describe_answers(answers: Iterable[Fields], questions: Sequence[Fields] = ()
             }
         )
     return rows
+
+
+def _figure(figure: Fields) -> dict[str, Any]:
+    """Return a figure in a report's form: with its words only where it has some of its own."""
+    words = figure.get("said", UNSAID)
+    own = {} if words == UNSAID else {"said": words}
+    return {**{name: figure.get(name) for name in ("name", "value", "low", "high")}, **own}
 
 
 def scale_of(kind: str | None, figures: Sequence[Fields]) -> list[float] | None:
@@ -141,7 +146,7 @@ def _columns(question: Fields) -> str | None:
     """Return the columns of a question as text; None if it is about rows."""
     of = question.get("of")
     columns = list(cast("Mapping[str, Any]", of)) if isinstance(of, Mapping) else [of]
-    names = [*columns, question.get("by"), question.get("label"), question.get("said")]
+    names = [*columns, question.get("event"), question.get("by"), question.get("label"), question.get("said")]
     return ", ".join(str(each) for each in names if each is not None) or None
 
 

@@ -15,7 +15,7 @@ from ..run.run_files import Fields
 from .answers import FORMAT as ANSWERS
 from .charts import bar, thin
 from .page_text import is_finite, resolve_pointer, step, text_of
-from .pictures import MAX_SHAPES, exposed, pictures
+from .pictures import MAX_SHAPES, curves, exposed, pictures
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -62,6 +62,7 @@ def _render(
         report=report,
         ref=_references(report),
         bar=_bar,
+        curves=_curves,
         step=step,
         charts={name: Markup(each) for name, each in svgs.items()},
         style=Markup((PAGE / STYLE).read_text(encoding="utf-8")),
@@ -69,6 +70,13 @@ def _render(
         max_shapes=MAX_SHAPES,
         **more,
     )
+
+
+def _curves(answer: Fields, at: str) -> Markup:
+    """Return the picture of an answer's curves, whose pointer is `at`, for the templates."""
+    from markupsafe import Markup
+
+    return Markup(curves(answer, at))
 
 
 def _bar(figure: Fields, ends: Sequence[float]) -> Markup:

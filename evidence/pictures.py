@@ -6,15 +6,22 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..privacy.statistics.survival import SURVIVAL
 from ..run.run_files import Fields
 from .charts import Chart, Line, Mark, Points, Whisker, bars, svg
 from .memorisation import EXPOSURE
-from .page_text import is_finite, step
+from .page_text import is_finite, resolve_pointer, step
 
 GUESSING = ((0.0, 0.0), (1.0, 1.0))  # true by false positives of a test that guesses
 LOOKS = ("accuracy", "epsilon")  # of the curve of this run, and of the run to compare it with
 MAX_SHAPES = 12  # of an additive model, on the page; the JSON has all of them
 MAX_WORDS = 24  # of one shape
+CURVES = (
+    "epsilon",
+    "accuracy",
+    "plan",
+    "budget",
+)  # looks of the first groups' curves; the table has all of them
 ROOM = 1.1  # ends of the shapes' axis over the largest and smallest contribution
 
 
@@ -273,6 +280,38 @@ def _evaluations(report: Fields) -> Chart | None:
         top=1.0 if all(0 <= figure["value"] <= 1 for _, figure in figures) else None,
         whole=True,
     )
+
+
+def curves(answer: Fields, at: str) -> str:
+    """Return the survival curves of an answer with their intervals as SVG; empty where the noise left none.
+
+    Args:
+      answer: in a report's form.
+      at: pointer to the answer.
+    """
+    groups: dict[str, list[tuple[int, float]]] = {}
+    for index, figure in enumerate(answer["figures"]):
+        end, _, group = figure["name"].removeprefix(SURVIVAL).partition(", ")
+        if figure["name"].startswith(SURVIVAL) and figure["value"] is not None:
+            groups.setdefault(group, []).append((index, float(end)))
+    if not groups:
+        return ""
+    lines: list[Line] = []
+    whiskers: list[Whisker] = []
+    marks: list[Mark] = []
+    last = max(end for points in groups.values() for _, end in points)
+    for number, (points, look) in enumerate(zip(groups.values(), CURVES, strict=False)):
+        figures = [(end, answer["figures"][index]) for index, end in points]
+        lines.append(Line([(0.0, 1.0), *((end, each["value"]) for end, each in figures)], look))
+        shift = 0.006 * number * last  # so that intervals at one time lie next to each other
+        whiskers += [Whisker(end + shift, each["low"], each["high"], "measured") for end, each in figures]
+        pointer = f"{at}/figures/{points[-1][0]}/name"
+        marks.append(Mark(figures[-1][0], figures[-1][1]["value"], look, pointer))
+    values = {
+        mark.pointer: resolve_pointer(answer, mark.pointer.removeprefix(at)) for mark in marks if mark.pointer
+    }
+    name, title = f"chart-survival{at.replace('/', '-')}", f"Survival of {answer['of']}, with 95 % intervals"
+    return svg(Chart(name, title, str(answer["of"]), "survival", lines, whiskers, marks, values, top=1.0))
 
 
 def _shapes(report: Fields) -> dict[str, str]:

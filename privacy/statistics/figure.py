@@ -25,12 +25,14 @@ class Figure:
       name: within the answer.
       value: NaN if the noise drowns it.
       low, high: the 95 % interval of the value without noise; NaN if the noise drowns it.
+      words: what the figure means, or why it has no value; may be empty.
     """
 
     name: str
     value: float
     low: float
     high: float
+    words: str = ""
 
     @property
     def has_value(self) -> bool:
@@ -41,14 +43,16 @@ class Figure:
     def plain(self) -> dict[str, Any]:
         """The figure as records of answers keep it."""
         if not self.has_value:
-            return {"name": self.name, "value": None, "low": None, "high": None, "said": "cannot be said"}
+            words = self.words or "cannot be said"
+            return {"name": self.name, "value": None, "low": None, "high": None, "said": words}
         value, low, high = (float(each) for each in (self.value, self.low, self.high))  # not NumPy's
-        return {"name": self.name, "value": value, "low": low, "high": high}
+        words = {"said": self.words} if self.words else {}
+        return {"name": self.name, "value": value, "low": low, "high": high, **words}
 
 
-def unsaid(name: str) -> Figure:
-    """Return a figure without a value, because the noise drowns its denominator."""
-    return Figure(name, math.nan, math.nan, math.nan)
+def unsaid(name: str, words: str = "") -> Figure:
+    """Return a figure without a value, because the noise drowns its denominator, or for the reason in `words`."""
+    return Figure(name, math.nan, math.nan, math.nan, words)
 
 
 def count_of(name: str, cell: float, sigma: float) -> Figure:

@@ -40,6 +40,7 @@ from .kinds import (
     row_count,
 )
 from .prefixes import Prefixes
+from .survival import CENSORED_SHARES, Survival
 
 STATISTICS = "statistics"  # the default purpose
 CLIPPED = "clipped"  # ends the name of the segment of a question's clipped share
@@ -290,7 +291,7 @@ def _question(plain: object) -> Question:
     """Return the question that an entry of `ask` describes."""
     kind = cast(Mapping[str, Any], plain).get("kind") if isinstance(plain, Mapping) else None
     if kind not in KINDS:
-        raise Refusal("kind", kind, f"choose one of {', '.join(KINDS)}")
+        raise Refusal("kind", kind, NO_SUMS.get(str(kind), f"choose one of {', '.join(KINDS)}"))
     keys, make = KINDS[kind]
     group = _group(str(kind), plain, (*COMMON, *keys))
     columns = group.get("of")
@@ -390,6 +391,23 @@ def _top(group: Mapping[str, Any]) -> Prefixes:
     return Prefixes(_name("of", group.get("of")), letters, longest, most, beta, tuple(map(str, prefixes)))
 
 
+SURVIVAL_KEYS = ("of", "edges", "event", "event_categories", "by", "by_edges", "by_categories", "censoring")
+
+
+def _survival(group: Mapping[str, Any]) -> Survival:
+    """Return the survival by a column of times and one of events, for all rows or by the groups of `by`."""
+    groups = (_bins(group, "by"),) if group.get("by") is not None else ()
+    censoring = group.get("censoring", "middle")
+    if censoring not in CENSORED_SHARES:
+        raise Refusal("censoring", censoring, f"choose one of {', '.join(CENSORED_SHARES)}")
+    return Survival(_bins(group), _bins(group, "event"), groups, CENSORED_SHARES[censoring])
+
+
+# Kinds that no sum of the clients' rows answers, each with what to ask instead.
+NO_SUMS = {
+    "cox": "Cox's likelihood compares each event with the rows at risk of all clients, which is no sum over clients: ask "
+    "kind=survival for curves by group and their log-rank test",
+}
 # For each kind of question: its keys besides `COMMON`, and the function that reads its statistic from the question's group.
 Make = Callable[[Mapping[str, Any]], Statistic]
 KINDS: dict[str, tuple[tuple[str, ...], Make]] = {
@@ -406,6 +424,7 @@ KINDS: dict[str, tuple[tuple[str, ...], Make]] = {
     "attributions": (("of",), _attributions),
     "top": (("of", "alphabet", "longest", "most", "beta", "prefixes"), _top),
     "fairness": (FAIRNESS_KEYS, _fairness),
+    "survival": (SURVIVAL_KEYS, _survival),
 }
 
 

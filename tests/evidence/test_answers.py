@@ -369,3 +369,32 @@ def test_records_stand_in_the_order_of_the_ledger(asked: Path) -> None:
             *(name for name in ("intake-2026", "treated-alike") if name not in charged),
         ]
     assert describe_answers([]) == []
+
+
+def test_survival_is_drawn_with_its_curves_and_its_words(asked: Path) -> None:
+    path = asked / "intake-2026.json"
+    record = json.loads(path.read_text())
+    figures: list[dict[str, Any]] = [
+        {"name": "log-rank p", "value": 0.01, "low": 0.01, "high": 0.01, "said": "the curves differ"},
+        {"name": "median, a", "value": None, "low": None, "high": None, "said": "not reached by 24"},
+    ]
+    for group, fall in (("a", 0.1), ("b", 0.3)):
+        for number, end in enumerate((12, 24), 1):
+            value = 1 - fall * number
+            ends = {"value": value, "low": value - 0.05, "high": value + 0.05}
+            figures.append({"name": f"survival at {end}, {group}", **ends})
+    record["question"]["ask"] = [
+        {"name": "time", "kind": "survival", "of": "months", "event": "died", "by": "arm"}
+    ]
+    record["answers"] = [{**record["answers"][0], "name": "time", "figures": figures}]
+    path.write_text(json.dumps(record))
+    report = validated(report_of_answers(asked), "answers")
+    at = next(at for at, each in enumerate(report["answers"]) if each["name"] == "intake-2026")
+    page = page_of(report)
+    shown = texts_of(page)
+    first = f"/answers/{at}/answers/0/figures"
+    assert shown[f"{first}/0/said"] == "the curves differ" and shown[f"{first}/0/value"] == "0.01"
+    assert shown[f"{first}/1/said"] == "not reached by 24" and shown[f"{first}/2/value"] == "90 %"
+    picture = page[page.index("chart-survival") :]
+    assert picture.count('<path class="line') == 2 and picture.count('<path class="interval measured') == 4
+    assert not differences(page, report)
