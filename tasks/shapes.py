@@ -53,13 +53,14 @@ def shapes(
     scores, weight, bias = schema.outcome.scores(weight, bias)
     intercept, curves, start = bias.astype(np.float64), list[dict[str, Any]](), 0
     for column in schema.inputs:
-        values = weight[:, start : start + column.width].astype(np.float64)
+        own = weight[:, start : start + column.width].astype(np.float64)
+        values, missing = own[:, : column.values], own[:, column.values :].sum(1)
         if not column.categories and not column.edges:  # a line, by its values at the bounds
             offset, scale = column.scale
             values = values * ((np.array([column.low, column.high]) - offset) / scale)
         mean = values.mean(1)
         intercept = intercept + mean
-        curves.append(_shape(column, values - mean[:, None], -mean))
+        curves.append(_shape(column, values - mean[:, None], missing - mean))
         start += column.width
     curves.sort(key=lambda each: -each["range"])
     return {"scores": list(scores), "intercept": intercept.tolist(), "shapes": curves}
@@ -73,7 +74,7 @@ def _shape(column: Column, values: NDArray[np.float64], missing: NDArray[np.floa
     else:
         shape["edges"] = [column.low, *column.edges, column.high]
     shape["values"] = values.tolist()
-    # A number that is an input, or has `missing`, never lacks a value: another number stands for it.
-    if column.categories or (column.edges and column.missing is None):
+    # A number that is an input, or has `missing`, never lacks a value: another number stands for it, unless declared.
+    if column.missing_input or column.categories or (column.edges and column.missing is None):
         shape["missing"] = missing.tolist()
     return shape

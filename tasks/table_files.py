@@ -212,12 +212,7 @@ def _read_table(table: OpenTable, schema: Schema, columns: Sequence[Column]) -> 
         start, stop = stop, stop + len(next(iter(block.values())).values)
         offset = 0
         for column in schema.inputs:
-            part, cells = inputs[start:stop, offset : offset + column.width], block[column.name]
-            if column.categories or column.edges:  # one-hot; zeros for -1
-                codes = cells.codes() if column.categories else cells.bins()
-                part[:] = codes[:, None] == np.arange(column.width)
-            else:
-                part[:, 0] = cells.scaled()
+            block[column.name].encode(inputs[start:stop, offset : offset + column.width])
             offset += column.width
         if labelled:
             targets[start:stop] = outcome.targets(block)
@@ -251,6 +246,20 @@ class Cells:
     # The module pyarrow.compute, which is imported only when a table is read.
     _pc: Any = field(default_factory=lambda: import_module("pyarrow.compute"), repr=False)
 
+    def encode(self, inputs: NDArray[np.float32]) -> None:
+        """Write the column's inputs of the model, shape (n, column.width): one-hot, zeros for no value; or a number."""
+        column = self.column
+        if column.categories or column.edges:
+            codes = self.codes() if column.categories else self.bins()
+            if column.missing_input:
+                codes = np.where(codes < 0, column.values, codes)
+            inputs[:] = codes[:, None] == np.arange(column.width)
+            return
+        numbers = self.numbers()
+        if column.missing_input:
+            inputs[:, 1] = np.isnan(numbers)
+        inputs[:, 0] = self._scaled(numbers, False)
+
     def scaled(self, is_label: bool = False) -> NDArray[np.float64]:
         """Return numbers scaled by `Column.scale` and clipped to the column's bounds, shape (n,).
 
@@ -260,8 +269,11 @@ class Cells:
         Raises:
           Refusal: a cell is no finite number, or is missing although the column requires it.
         """
-        column, numbers = self.column, self.numbers()
-        absent = np.isnan(numbers)
+        return self._scaled(self.numbers(), is_label)
+
+    def _scaled(self, numbers: NDArray[np.float64], is_label: bool) -> NDArray[np.float64]:
+        """Return numbers, NaN if missing, scaled in place as by `scaled`."""
+        column, absent = self.column, np.isnan(numbers)
         self._check_present(absent, is_label)
         offset, scale = column.scale
         numbers[absent] = offset if column.missing is None else column.missing

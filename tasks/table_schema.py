@@ -24,6 +24,10 @@ MISSING = ("", "?", "na", "n/a", "nan", "null", "none")
 KEYS = ("label", "missing", "columns", "groups", "group_weights")
 COLUMN_KEYS = ("low", "high", "mean", "deviation", "edges", "missing", "required", "categories", "weights")
 MISSING_KEYS = ("words", "value")
+OWN_INPUT = (
+    "category",
+    "indicator",
+)  # values of `missing` for `Column.missing_input`: of words or bins, of a number
 # A word that a schema's file holds without quotes; `_word` quotes others.
 PLAIN = re.compile(r"[^\W\d][\w ./()-]*[\w.)]|[^\W\d]")
 
@@ -43,6 +47,7 @@ class Column:
       weights: weight in the loss of an example of each category of a label, the largest 1; empty if all are 1.
       edges: edges between the bins of a number, ascending; each bin is an input. Empty if the number itself is the input.
       standard: mean and standard deviation that scale a clipped number, in place of its bounds.
+      missing_input: whether a missing value is an input of its own, the column's last, 1 if it is missing and 0 otherwise.
     """
 
     name: str
@@ -55,6 +60,7 @@ class Column:
     weights: tuple[float, ...] = ()
     edges: tuple[float, ...] = ()
     standard: tuple[float, float] | None = None
+    missing_input: bool = False
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -64,7 +70,12 @@ class Column:
     @property
     def width(self) -> int:
         """Number of inputs of the model that the column becomes."""
-        return len(self.categories) or (len(self.edges) + 1 if self.edges else 1)
+        return self.values + self.missing_input
+
+    @property
+    def values(self) -> int:
+        """Number of inputs for values: the categories, the bins of a number, or 1 for the number itself."""
+        return len(self.categories) or len(self.edges) + 1
 
     @cached_property
     def words(self) -> tuple[str, ...]:
@@ -233,6 +244,10 @@ def read_schema(path: Path, label: str | None = None) -> Schema:
             raise Refusal(f"{where}: {column.name}", "groups", remedy)
         if plain(column.name) in others:
             raise Refusal(f"{where}: {column.name}", "groups", "is in columns too; remove it from one")
+        if column.missing_input:
+            raise Refusal(
+                f"{where}: {column.name}", "missing", "is no input of the model in groups; remove it"
+            )
     schema = _labelled(Schema(inputs_and_label, "", missing, groups), label, values.get("label"), where)
     if "group_weights" not in values:
         return schema
@@ -303,6 +318,7 @@ def with_label(schema: Schema, label: object, where: str) -> Schema:
         is_label = column in schema.label_columns
         for misplaced, key, remedy in (
             (is_label and column.edges, "edges", "belong to inputs, and this is the label; remove them"),
+            (is_label and column.missing_input, "missing", "is refused in a label; remove it"),
             (
                 is_label and column.standard,
                 "mean and deviation",
@@ -381,8 +397,7 @@ def _column(where: str, name: str, definition: object) -> Column:
     required = values.get("required", "false")
     if required not in ("true", "false"):
         raise Refusal(where, required, "required must be true or false")
-    absent, missing = _missing(where, values.get("missing"))
-    column = Column(name, missing=missing, required=required == "true", absent=absent)
+    column = _with_missing(where, Column(name, required=required == "true"), values.get("missing"))
     if "categories" in values:
         return _categorical(where, column, values)
     return _numeric(where, column, values)
@@ -394,7 +409,7 @@ def _categorical(where: str, column: Column, values: dict[str, Any]) -> Column:
         if key in values:
             raise Refusal(where, values[key], f"{key} belongs to a number; remove it here")
     if column.missing is not None:
-        remedy = "missing must be a list of words, since this column has categories"
+        remedy = "missing must be category or a list of words, since this column has categories"
         raise Refusal(where, f"{column.missing:g}", remedy)
     column = replace(column, categories=_categories(where, values["categories"]))
     if both := [word for word in column.absent if word in column.codes]:
@@ -446,8 +461,8 @@ def _edges(where: str, value: object, low: float, high: float) -> tuple[float, .
     return edges
 
 
-def _missing(where: str, value: object) -> tuple[tuple[str, ...], float | None]:
-    """Return a column's words for a missing value, and the number that stands for one, from words, a number or both."""
+def _with_missing(where: str, column: Column, value: object) -> Column:
+    """Return the column with what `missing` says: words for a missing value, and the number or the input for one."""
     words: tuple[str, ...] = ()
     number = value
     if isinstance(value, dict):
@@ -455,7 +470,14 @@ def _missing(where: str, value: object) -> tuple[tuple[str, ...], float | None]:
         words, number = _list(where, "missing.words", values.get("words", [])), values.get("value")
     elif isinstance(value, list):
         words, number = _list(where, "missing", value), None
-    return tuple(map(plain, words)), None if number is None else _number(where, "missing", number)
+    column = replace(column, absent=tuple(map(plain, words)))
+    if number in OWN_INPUT:
+        if column.required:
+            raise Refusal(
+                where, number, "has no rows where missing values are refused; remove it, or required"
+            )
+        return replace(column, missing_input=True)
+    return column if number is None else replace(column, missing=_number(where, "missing", number))
 
 
 def _weights(where: str, value: object, column: Column) -> tuple[float, ...]:
@@ -538,12 +560,13 @@ def _parts(column: Column) -> Iterator[str]:
         yield f"edges: [{', '.join(map(_digits, column.edges))}]"
     if column.weights:
         yield f"weights: {_weights_text(column.words, column.weights)}"
-    if column.absent and column.missing is not None:
-        yield f"missing: {{words: {_words(column.absent)}, value: {_digits(column.missing)}}}"
-    elif column.absent:
-        yield f"missing: {_words(column.absent)}"
-    elif column.missing is not None:
-        yield f"missing: {_digits(column.missing)}"
+    value = "" if column.missing is None else _digits(column.missing)
+    if column.missing_input:
+        value = OWN_INPUT[not column.categories and not column.edges]
+    if column.absent and value:
+        yield f"missing: {{words: {_words(column.absent)}, value: {value}}}"
+    elif column.absent or value:
+        yield f"missing: {value or _words(column.absent)}"
     if column.required:
         yield "required: true"
 
