@@ -31,6 +31,9 @@ def predict(
     explain: Annotated[
         str | None, option("METHOD", "Add each input's contribution to the score: integrated_gradients.")
     ] = None,
+    interval: Annotated[
+        float | None, option("LEVEL", "Add estimates with intervals of this level, noise included: 0.95.")
+    ] = None,
     base: MovedBase = "",
     shared: Annotated[
         bool, flag("--shared", "Of a client: the run's final model instead of its own one.")
@@ -43,6 +46,7 @@ def predict(
     Example:
       fedveil predict runs/first patients.csv --out predictions.csv
       fedveil predict runs/first patients.csv --explain integrated_gradients
+      fedveil predict runs/first patients.csv --interval 0.95
       fedveil predict runs/letters new_letters.jsonl
     """
     from ..tasks.exported import read_export
@@ -59,6 +63,8 @@ def predict(
         columns = exported.predict(data)
     else:
         columns = _predict_of_run(run, data, modules, task_keys(base), shared)
+    if interval is not None:
+        columns = columns | intervals(run, data, modules, interval)
     write(columns, out)
     if out:
         print(f"{out}: {len(next(iter(columns.values())))} predictions ({', '.join(columns)})")
@@ -119,6 +125,26 @@ def explanation(
     outputs = predictions(model, loaded.task, data, loaded.classifies)
     inputs = from_numpy(read_array(data) if schema is None else schema_inputs(schema, data))
     return outputs | explained(model, inputs, schema, loaded.classifies)
+
+
+def intervals(run: Path, data: Path, allow_modules: tuple[str, ...], level: float) -> dict[str, NDArray[Any]]:
+    """Return estimates of a run's predictions with intervals that include its noise, by column name, shape (n,) each.
+
+    Args:
+      run: folder of a run.
+      data: a table, or a folder of tables.
+      allow_modules: modules that may be imported for the run's task.
+      level: of the intervals, in (0, 1).
+
+    Raises:
+      Refusal: it is no run, or the run has no intervals.
+    """
+    from ..base.extensions import extension
+    from ..run.released import require_ended, task_of
+
+    require_ended(run)
+    columns = extension("prediction columns", "interval", "--interval", level)
+    return columns(run, task_of(run, allow_modules), data, level)
 
 
 def write(columns: Mapping[str, NDArray[Any]], out: Path | None) -> None:

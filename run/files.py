@@ -15,6 +15,7 @@ PERSONAL = "personal"  # folder of what simulated clients keep of their own mode
 CLIENTS_LOG = "clients.log"  # errors of clients on this machine
 MODEL = "model.safetensors"
 BASE = "base.json"  # hash of what every client has of the model already, which no checkpoint and no message holds
+INTERVALS = "intervals.safetensors"  # what intervals of predictions need, of a linear model of tables
 CURVE = "curve.png"
 AUDIT_ROWS = "audit.npy"
 AUDIT_TERMS = "audit.json"

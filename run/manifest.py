@@ -20,6 +20,7 @@ from .files import (
     BLAME,
     CARD,
     CONFIG,
+    INTERVALS,
     MANIFEST,
     MATERIALS,
     METRICS,
@@ -32,7 +33,7 @@ from .files import (
 
 FORMAT = "fedveil manifest 1"
 # Files that a run leaves, without OPERATOR: the hash of a short secret reveals it.
-OF_THE_RUN = (CONFIG, SAVED, METRICS, RESULT, BLAME, AUDIT_TERMS, AUDIT_ROWS, MODEL)
+OF_THE_RUN = (CONFIG, SAVED, METRICS, RESULT, BLAME, AUDIT_TERMS, AUDIT_ROWS, INTERVALS, MODEL)
 # Files that may be made again after the run was closed; the bundle's signature binds them.
 LATER_FILES = (REPORT, PAGE, CARD, MATERIALS, ASSESSMENT)
 TASK_FILES = "beside"  # key of SAVED: names of the task's files that lie with its model

@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from ..base.durable_files import open_for_owner
+from ..base.extensions import extension, installed
 from ..base.refusal import Refusal, refusing
 from ..client.extra import extra_clients
 from ..configs.settings import publishable_keys
@@ -62,6 +63,7 @@ EXIT_CODES = {
     Status.PAUSED: 5,
     Status.INTERRUPTED: 130,
 }
+FIGURES = "released figures"  # extension point: from a run and its last state, fields of the result
 _UNCONFIRMED = 4  # exit code for a test that is too weak, as in fedveil audit
 
 
@@ -174,10 +176,16 @@ def run_federation(
 
 
 def _after_release(run: Run, ending: Ending) -> dict[str, Any]:
-    """Return the fields that queries add to the result of a run whose released model is fixed."""
+    """Return the fields that queries and figures of extensions add to the result of a run whose released model is fixed."""
     if ending.status not in (Status.COMPLETED, Status.EXHAUSTED):
         return {}
     fields = [query.released(run, ending.state.model) for query in queries_of(run.federation.settings)]
+    names = getattr(run.federation.task, "released_figures", ())
+    fields += [
+        extension(FIGURES, name, "task", name)(run, ending.state)
+        for name in names
+        if installed(FIGURES, name)
+    ]
     return {name: value for each in fields for name, value in each.items()}
 
 

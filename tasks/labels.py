@@ -191,6 +191,7 @@ class Classes:
 
     unit = (0.0, 1.0)
     curvature = 0.5  # Boehning 1992
+    law = "classes"  # of intervals, see tables/intervals.py
     parameters = ("weight", "bias")
 
     @property
@@ -275,6 +276,7 @@ class Number:
     weighted = ()
     weights = ()
     curvature = 2.0
+    law = "number"
     parameters = ("weight", "bias")
 
     @property

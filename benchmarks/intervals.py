@@ -1,0 +1,218 @@
+"""Coverage of the intervals of models of tables over simulated federations: python -m fedveil.benchmarks.intervals 300.
+
+A federation has new records, a new public table and new noise each time. `descended` takes the steps of a run in NumPy, which
+`tests/tables/test_descent.py` compares with a run.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..privacy.budget import Adjacency, Budget, Unit
+from ..privacy.plan import Plan
+from ..strategies.record_plan import PoissonBatches
+from ..tables.descent import Descent, Design, estimate
+from ..tables.intervals import LEVEL, estimate_of_number
+from ..tables.outcomes import Array, ClassLaw
+
+DELTA, CLIP, SHARE, ROUNDS = 1e-5, 0.5, 0.1, 100
+NORMAL = 1.959963984540054
+NEW_ROWS = 50  # whose predictions are covered or not, in each federation
+
+
+@dataclass(frozen=True)
+class Case:
+    """Federation of which many are drawn.
+
+    Attributes:
+      classes: number of classes; 0 for a number.
+      records: of all clients.
+      public: rows of the public table.
+      columns: inputs, half of them numbers and half words of two.
+      epsilon: target; infinite without noise and clipping.
+      strength: factor of the true coefficients.
+      shape: law of a number's errors, normal or exponential.
+    """
+
+    classes: int
+    records: int = 2000
+    public: int = 300
+    columns: int = 6
+    epsilon: float = 3.0
+    strength: float = 1.0
+    shape: str = "normal"
+
+
+def steps_of(case: Case) -> Descent:
+    """Return the steps that a run of `record_distributed` takes, with the rate of `task=csv`."""
+    momentum, width = max(1 - 10 / ROUNDS, 0.0), case.columns + 1
+    curvature, limit = 0.5 if case.classes else 2.0, (1 + min(momentum, 0.9)) / width
+    steps = Descent(limit / curvature, min(momentum, 0.9), ROUNDS, 1, math.inf, 0.0, 1.0, case.records)
+    if math.isinf(case.epsilon):
+        return steps
+    budget = Budget(Unit.RECORD, case.epsilon, DELTA, Adjacency.ZERO_OUT)
+    sampling = PoissonBatches(SHARE, 1)
+    plan = Plan(Unit.RECORD, Adjacency.ZERO_OUT, sampling, CLIP, ROUNDS).calibrate(budget)
+    size = math.sqrt(width * (case.classes or 1))
+    spread = math.sqrt(2 * math.log(1.25 / DELTA)) / case.epsilon * CLIP
+    within = case.records / (ROUNDS * spread * size)
+    expected = SHARE * case.records
+    averaged = max(1, round(ROUNDS * min(0.5, plan.noise_std / CLIP * size / expected / 8)))
+    rate = min(limit, (1 - steps.momentum) * within) / curvature
+    return replace(
+        steps, rate=rate, averaged=averaged, clip=CLIP, noise=plan.noise_std / expected, share=SHARE
+    )
+
+
+def descended(
+    steps: Descent, inputs: Array, targets: Array, classes: int, stream: np.random.Generator
+) -> Array:
+    """Return the model that a run's steps release, shape (outputs, d), as the run takes them.
+
+    Args:
+      steps: of the run.
+      inputs: all clients' rows with their 1 last, shape (n, d).
+      targets: scaled numbers or classes, shape (n,).
+      classes: number of classes; 0 for a number.
+      stream: of draws and noise.
+    """
+    outputs = classes or 1
+    model, released = np.zeros((outputs, inputs.shape[1])), np.zeros((outputs, inputs.shape[1]))
+    velocity, lengths = np.zeros_like(model), np.linalg.norm(inputs, axis=1)
+    for number in range(steps.rounds):
+        drawn = stream.random(len(inputs)) < steps.share
+        scores = inputs[drawn] @ model.T
+        if classes:
+            powers = np.exp(scores - scores.max(1, keepdims=True))
+            errors = powers / powers.sum(1, keepdims=True) - np.eye(classes)[targets[drawn].astype(int)]
+        else:
+            errors = 2 * (scores - targets[drawn, None])
+        norms = np.linalg.norm(errors, axis=1) * lengths[drawn]
+        errors = errors * np.minimum(1, steps.clip / np.maximum(norms, 1e-300))[:, None]
+        gradient = errors.T @ inputs[drawn] / (steps.share * steps.records)
+        velocity = steps.momentum * velocity + steps.rate * (
+            gradient + steps.noise * stream.standard_normal(model.shape)
+        )
+        model = model - velocity
+        released += steps.weight(number + 1) * model
+    return released
+
+
+def rows_of(count: int, columns: int, stream: np.random.Generator) -> Array:
+    """Return rows of correlated numbers in -1 .. 1 and of words, with their 1 last, shape (count, columns + 1)."""
+    normal = stream.standard_normal((count, columns))
+    normal[:, 1] = 0.6 * normal[:, 0] + 0.8 * normal[:, 1]
+    half = columns // 2
+    rows = np.where(np.arange(columns) < half, np.clip(normal / 3, -1, 1), normal > 0.5)
+    return np.hstack([rows, np.ones((count, 1))])
+
+
+def labels_of(case: Case, truth: Array, inputs: Array, stream: np.random.Generator) -> Array:
+    """Return labels of rows by the true model, shape (n,); a number has errors of standard deviation 0.2."""
+    scores = inputs @ truth.T
+    if case.classes:
+        return (scores + stream.gumbel(size=scores.shape)).argmax(1).astype(float)
+    errors = (
+        stream.standard_normal(len(inputs))
+        if case.shape == "normal"
+        else stream.exponential(size=len(inputs)) - 1
+    )
+    return scores[:, 0] + 0.2 * errors
+
+
+def truth_of(case: Case) -> Array:
+    """Return the true model, shape (outputs, columns + 1); the first of several classes has scores of 0."""
+    first = case.strength * np.append(np.linspace(-1, 1, case.columns), 0.2)
+    if not case.classes:
+        return 0.3 * first[None]
+    return np.array([first * number / (case.classes - 1) for number in range(case.classes)])
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Coverage of intervals in many federations.
+
+    Attributes:
+      coefficients, predictions: shares of the true values that their intervals contain.
+      lowest: that of the coefficient with the fewest.
+      failures: number of federations without intervals.
+      clipped: share of gradients that were clipped.
+    """
+
+    coefficients: float
+    predictions: float
+    lowest: float
+    failures: int
+    clipped: float
+
+
+def coverage(case: Case, federations: int, seed: int = 0) -> Coverage:
+    """Return the coverage of intervals of level 0.95 over some federations."""
+    stream, steps, truth = np.random.default_rng(seed), steps_of(case), truth_of(case)
+    difference = np.eye(max(case.classes, 1))[-1:] - (np.eye(case.classes)[:1] if case.classes else 0)
+    new, hits, clipped, failures = rows_of(NEW_ROWS, case.columns, stream), [], [], 0
+    for _ in range(federations):
+        inputs, public = (rows_of(each, case.columns, stream) for each in (case.records, case.public))
+        released = descended(steps, inputs, labels_of(case, truth, inputs, stream), case.classes, stream)
+        try:
+            if case.classes:
+                law = ClassLaw(case.classes)
+                fit = estimate(Design(steps, public, law), law.basis.T @ released)
+                to_score = difference @ law.basis
+            else:
+                fit, _ = estimate_of_number(steps, public, labels_of(case, truth, public, stream), released)
+                to_score = difference
+        except (ArithmeticError, np.linalg.LinAlgError):
+            failures += 1
+            continue
+        wanted = np.vstack([np.eye(case.columns + 1), new])
+        errors = wanted @ (to_score @ fit.coefficients - difference @ truth)[0]
+        whole = np.kron(to_score, wanted)
+        sizes = np.sqrt(np.einsum("np,pq,nq->n", whole, fit.covariance, whole, optimize=True))
+        hits.append(np.abs(errors) < NORMAL * sizes)
+        clipped.append(fit.clipped_share)
+    shares = np.mean(hits, axis=0)
+    parts = shares[: case.columns + 1], shares[case.columns + 1 :]
+    return Coverage(
+        coefficients=float(parts[0].mean()),
+        predictions=float(parts[1].mean()),
+        lowest=float(parts[0].min()),
+        failures=failures,
+        clipped=float(np.mean(clipped)),
+    )
+
+
+CASES = {
+    "number": Case(0),
+    "number, 736 records": Case(0, 736, 184, 8),
+    "number, skewed errors": Case(0, shape="exponential"),
+    "two classes": Case(2),
+    "two classes, 736 records": Case(2, 736, 184, 8),
+    "two classes, strong": Case(2, strength=2.0),
+    "three classes": Case(3),
+}
+
+
+def main(federations: int, *words: str) -> None:
+    """Print a line for each case of these names, or of all, and each epsilon."""
+    logging.disable(logging.WARNING)
+    print(f"level {LEVEL}, {federations} federations each", flush=True)
+    for name, case in CASES.items():
+        if words and name not in words:
+            continue
+        for epsilon in (1.0, 3.0, 8.0, math.inf):
+            shares = coverage(replace(case, epsilon=epsilon), federations)
+            print(
+                f"{name:28} epsilon {epsilon:3g}  coefficients {shares.coefficients:.3f} (lowest {shares.lowest:.3f})  "
+                f"predictions {shares.predictions:.3f}  without {shares.failures}  clipped {shares.clipped:.2f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), *sys.argv[2:])

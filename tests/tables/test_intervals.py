@@ -1,0 +1,126 @@
+"""Intervals of a run on tables: its steps against the twin, its result, and `fedveil predict --interval`."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shared.runs import run_quietly
+
+from fedveil.__main__ import run as fedveil
+from fedveil.base.refusal import Refusal
+from fedveil.benchmarks.intervals import descended
+from fedveil.tables.descent import Descent
+from fedveil.tables.intervals import interval_columns
+
+COLUMNS = "columns:\n  age: {low: 20, high: 90}\n  sex: {categories: [m, f]}\n"
+LABELS = {"ill": "  ill: {categories: [no, yes]}\n", "cost": "  cost: {low: 0, high: 150}\n"}
+KEYS = ["privacy=record_distributed", "task.simulated=true", "num_rounds=40", "seed=1"]
+
+
+def write_sites(folder: Path, label: str) -> list[str]:
+    """Write two sites' tables, public rows and a schema, and return the keys of a run on them."""
+    stream = np.random.default_rng(0)
+
+    def lines(count: int) -> str:
+        age, sex, error = (
+            stream.uniform(20, 90, count),
+            stream.integers(0, 2, count),
+            stream.normal(0, 8, count),
+        )
+        ill = stream.random(count) < 1 / (1 + np.exp(-(age - 55) / 20 - sex))
+        rows = zip(age, sex, ill, 50 + 0.5 * age + 10 * sex + error, strict=True)
+        cells = [f"{a:.4f},{'mf'[s]},{['no', 'yes'][int(i)]},{c:.4f}" for a, s, i, c in rows]
+        return "\n".join(["age,sex,ill,cost", *cells, ""])
+
+    (folder / "sites").mkdir()
+    for name, count in (("sites/a.csv", 300), ("sites/b.csv", 200), ("public.csv", 150)):
+        (folder / name).write_text(lines(count))
+    (folder / "schema.yaml").write_text(f"label: {label}\n{COLUMNS}{LABELS[label]}")
+    (folder / "new.csv").write_text("age,sex\n30,f\n80,m\n")
+    return [
+        "task=csv",
+        f"task.folder={folder / 'sites'}",
+        f"task.schema={folder / 'schema.yaml'}",
+        f"task.held_out_file={folder / 'public.csv'}",
+        *KEYS,
+    ]
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(text.splitlines()))
+
+
+@pytest.mark.parametrize("label", ["ill", "cost"])
+def test_the_twin_takes_the_steps_of_a_run(tmp_path: Path, label: str) -> None:
+    keys = [
+        *write_sites(tmp_path, label),
+        "privacy.sample_rate=1",
+        "privacy.noise_multiplier=0.05",
+        "model=last",
+    ]
+    run = run_quietly([*keys, "privacy.target_epsilon=null"], tmp_path / "run")
+    from safetensors.numpy import load_file
+
+    from fedveil.tasks.tables import load
+
+    task = load(
+        str(tmp_path / "sites"),
+        schema=str(tmp_path / "schema.yaml"),
+        simulated=True,
+        held_out_file=str(tmp_path / "public.csv"),
+    )
+    inputs = np.vstack([task.client_data(each).inputs.numpy() for each in (0, 1)])
+    inputs = np.hstack([inputs, np.ones((500, 1))])
+    targets = np.concatenate([task.client_data(each).targets.numpy() for each in (0, 1)])
+    rate = run.result["learning_rate"]
+    steps = Descent(rate, 0.75, 40, 1, clip=0.5, noise=0.0, share=1.0, records=500)
+    arrays = load_file(tmp_path / "run" / "model.safetensors")
+    model = np.hstack([arrays["weight"], arrays["bias"][:, None]])
+    twin = descended(steps, inputs, targets, 2 * (label == "ill"), np.random.default_rng(0))
+    assert np.abs(model - twin).max() < 2e-3 and np.abs(twin).max() > 0.1
+
+
+def test_noise_of_the_steps_is_that_of_a_run(tmp_path: Path) -> None:
+    keys = write_sites(tmp_path, "cost")
+    words = ", ".join(f"w{number}" for number in range(390))
+    schema = tmp_path / "schema.yaml"
+    schema.write_text(schema.read_text().replace("[m, f]", f"[m, f, {words}]"))
+    run_quietly([*keys, "num_rounds=1", "model=last"], tmp_path / "run")
+    from safetensors.numpy import load_file
+
+    weight = load_file(tmp_path / "run" / "model.safetensors")["weight"][0, 3:]  # of words that no row has
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    expected = 0.1 * 500
+    noise = result["learning_rate"] * result["noise_multiplier"] * 0.5 / expected
+    assert weight.std() == pytest.approx(noise, rel=0.2)  # 390 draws: five standard errors
+
+
+@pytest.mark.parametrize(("label", "slope"), [("ill", 0.05), ("cost", 0.5)])
+def test_a_run_gives_coefficients_and_predictions_with_intervals(
+    tmp_path: Path, label: str, slope: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    result = run_quietly([*write_sites(tmp_path, label), "privacy.target_epsilon=8"], run).result
+    by_name = {(row["column"], row["of"]): row for row in result["intervals"]["coefficients"]}
+    age, sex = by_name["age", ""], by_name["sex", "f"]
+    assert age["low"] < slope < age["high"] and age["high"] - age["low"] < slope
+    assert sex["low"] < {"ill": 1.0, "cost": 10.0}[label] < sex["high"]
+    capsys.readouterr()
+    assert fedveil(["predict", str(run), str(tmp_path / "new.csv"), "--interval", "0.95"]) == 0
+    first, second = rows(capsys.readouterr().out)
+    for row in (first, second):
+        assert float(row["low"]) < float(row["estimate"]) < float(row["high"])
+    if label == "cost":
+        assert float(first["low"]) < 75 < float(first["high"])
+        assert float(first["new_high"]) - float(first["new_low"]) > 25  # 8 in each of 3.92 deviations
+    assert "intervals.safetensors" in (run / "manifest.json").read_text()
+
+
+def test_a_run_without_intervals_says_why(tmp_path: Path) -> None:
+    keys = [each for each in write_sites(tmp_path, "ill") if not each.startswith("privacy=")]
+    result = run_quietly([*keys, "num_rounds=1"], tmp_path / "run").result
+    assert result["intervals"]["reason"].startswith("each client takes steps of its own")
+    with pytest.raises(Refusal, match="the run has no intervals: each client takes steps of its own"):
+        interval_columns(tmp_path / "run", None, tmp_path / "new.csv", 0.9)
