@@ -17,7 +17,7 @@ from ..privacy.budget import Adjacency, Budget, Unit
 from ..privacy.plan import Plan
 from ..strategies.record_plan import PoissonBatches
 from ..tables.descent import Descent, Design, estimate
-from ..tables.intervals import LEVEL, estimate_of_number
+from ..tables.intervals import LEVEL, law_of_number
 from ..tables.outcomes import Array, ClassLaw
 
 DELTA, CLIP, SHARE, ROUNDS = 1e-5, 0.5, 0.1, 100
@@ -165,7 +165,8 @@ def coverage(case: Case, federations: int, seed: int = 0) -> Coverage:
                 fit = estimate(Design(steps, public, law), law.basis.T @ released)
                 to_score = difference @ law.basis
             else:
-                fit, _ = estimate_of_number(steps, public, labels_of(case, truth, public, stream), released)
+                law = law_of_number(public, labels_of(case, truth, public, stream))
+                fit = estimate(Design(steps, public, law), released)
                 to_score = difference
         except (ArithmeticError, np.linalg.LinAlgError):
             failures += 1

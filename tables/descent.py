@@ -71,7 +71,7 @@ class Design:
     @cached_property
     def lengths(self) -> Array:
         """Length of each row, shape (m,)."""
-        return np.sqrt((self.inputs**2).sum(1))
+        return np.sqrt(np.einsum("md,md->m", self.inputs, self.inputs))
 
     @cached_property
     def span(self) -> Array:
@@ -82,7 +82,7 @@ class Design:
     @cached_property
     def basis(self) -> Array:
         """Orthonormal directions of the flattened model that the rows have, shape (c d, c rank)."""
-        return np.kron(np.eye(self.law.scores), self.span)
+        return np.asarray(np.kron(np.eye(self.law.scores), self.span), dtype=np.float64)
 
     def errors(self, model: Array, truth: Array) -> tuple[Errors, Array, Array]:
         """Return the outcomes' errors, and clipped with their derivative, as `clipped` returns them."""
@@ -223,8 +223,8 @@ def _with_covariance(design: Design, truth: Array) -> ModelEstimate:
     of_rows = np.einsum("mk,mkp->mp", chances, influence)
     mean = of_rows.mean(0)
     total = np.einsum("mk,mkp,mkq->pq", chances, influence, influence, optimize=True) / len(inputs)
-    public = (of_rows - mean).T @ (of_rows - mean) / len(inputs) ** 2
-    middle = noise + (total - np.outer(mean, mean)) / steps.records + public
+    public = of_rows - mean - design.law.influence(inputs) @ slope.T
+    middle = noise + (total - np.outer(mean, mean)) / steps.records + public.T @ public / len(inputs) ** 2
     inner = design.basis.T @ slope @ design.basis
     inverse = design.basis @ np.linalg.inv(inner) @ design.basis.T
     information = float(np.linalg.svd(inner, compute_uv=False)[-1])

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 LEVEL = 0.95
 MAX_ROWS = 2_000  # public rows that stand for the distribution of the inputs
 MIN_ROWS = 50
+ROWS_PER_INPUT = 3  # of a public table whose residuals stand for those of all rows
 NOT_INVERTED = (
     "no model without noise leads to the released one: the noise is too large, or the clip too small; "
     "use more records, a larger epsilon or a larger privacy.max_grad_norm"
@@ -114,40 +115,40 @@ def _released(run: Run, state: State, task: Tables) -> Fit:
 
 
 def _fit_classes(steps: Descent, inputs: Array, targets: Array, model: Array) -> Fit:
-    """Return the fit of a model of classes; arguments as of `estimate_of_number`."""
+    """Return the fit of a model of classes.
+
+    Args:
+      steps: of the run.
+      inputs: public rows with their 1 last, shape (m, d).
+      targets: of these rows, shape (m,).
+      model: released model, shape (outputs, d).
+    """
     law = ClassLaw(len(model))
     result = estimate(Design(steps, inputs, law), law.basis.T @ model)
     return Fit(result, inputs, np.zeros(0), law.basis[1:] - law.basis[0])
 
 
 def _fit_number(steps: Descent, inputs: Array, targets: Array, model: Array) -> Fit:
-    """Return the fit of a model of numbers; arguments as of `estimate_of_number`."""
-    result, residuals = estimate_of_number(steps, inputs, targets, model)
-    return Fit(result, inputs, residuals, np.ones((1, 1)))
+    """Return the fit of a model of numbers; arguments as of `_fit_classes`."""
+    law = law_of_number(inputs, targets)
+    return Fit(estimate(Design(steps, inputs, law), model), inputs, np.abs(law.residuals), np.ones((1, 1)))
 
 
-def estimate_of_number(
-    steps: Descent, inputs: Array, targets: Array, model: Array
-) -> tuple[ModelEstimate, Array]:
-    """Return the estimate of a model of numbers, and the sizes of the public rows' residuals, shape (m,).
-
-    The released model's own error adds to the residuals of rows that it was not trained on, so they are made smaller by the
-    mean of what it adds.
+def law_of_number(inputs: Array, targets: Array) -> NumberLaw:
+    """Return the law of a number by the residuals of public rows, enlarged by the degrees of freedom of their fit.
 
     Args:
-      steps: of the run.
       inputs: public rows with their 1 last, shape (m, d).
       targets: scaled labels of these rows, shape (m,).
-      model: released model, shape (1, d).
 
     Raises:
-      ArithmeticError: no true model leads to the released one.
+      ArithmeticError: there are fewer than `ROWS_PER_INPUT` rows for each independent input.
     """
-    first = estimate(Design(steps, inputs, NumberLaw(np.abs(targets - inputs @ model[0]))), model)
-    residuals = np.abs(targets - inputs @ first.coefficients[0])
-    added = np.einsum("mi,ij,mj->m", inputs, first.covariance, inputs).mean()
-    residuals *= math.sqrt(max(0.0, 1 - added / max((residuals**2).mean(), TINY)))
-    return estimate(Design(steps, inputs, NumberLaw(residuals)), model), residuals
+    fit, _, rank, _ = np.linalg.lstsq(inputs, targets, rcond=None)
+    if len(inputs) < ROWS_PER_INPUT * rank:
+        raise ArithmeticError("too few rows")
+    residuals = (targets - inputs @ fit) * math.sqrt(len(inputs) / (len(inputs) - rank))
+    return NumberLaw(residuals)
 
 
 def _report(task: Tables, fit: Fit) -> dict[str, Any]:

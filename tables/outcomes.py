@@ -51,27 +51,36 @@ class Outcomes(Protocol):
         """Return the outcomes of rows whose scores are `scores`, and by the true model `truth`, shape (m, c) each."""
         ...
 
+    def influence(self, inputs: Array) -> Array:
+        """Return how each public row moves the model by which the law was fitted, times their number, shape (m, c d)."""
+        ...
+
 
 @dataclass(frozen=True)
 class NumberLaw:
-    """Law of a number under squared error: the true score plus or minus the row's residual, each with probability 1/2.
+    """Law of a number under squared error: the true score plus the residual of a public row.
 
-    Errors that are symmetric around the mean leave clipped descent unbiased; their size may differ by row.
+    The residuals are those of a fit by least squares to the public rows themselves, so that they are orthogonal to the inputs,
+    as errors are on average. They may be skewed, and their size may depend on the inputs.
 
     Attributes:
-      residuals: size of each row's residual, shape (m,).
+      residuals: of each public row, shape (m,).
     """
 
     residuals: Array
     scores = 1
 
     def errors(self, scores: Array, truth: Array) -> Errors:
-        """Return both outcomes of each row; see `Outcomes`."""
-        rows = len(scores)
-        both = np.stack([self.residuals, -self.residuals], axis=1)[:, :, None]
-        errors = 2 * ((scores - truth)[:, None, :] + both)
-        twos = np.full((rows, 1, 1), 2.0)
-        return Errors(np.full((rows, 2), 0.5), np.zeros((rows, 2, 1)), errors, twos, -twos)
+        """Return the only outcome of each row; see `Outcomes`."""
+        ones = np.ones((len(scores), 1))
+        errors = 2 * (scores - truth - self.residuals[:, None])
+        twos = np.full((len(scores), 1, 1), 2.0)
+        return Errors(ones, np.zeros((len(scores), 1, 1)), errors[:, None, :], twos, -twos)
+
+    def influence(self, inputs: Array) -> Array:
+        """Return how each public row moves the fit by least squares, times their number, shape (m, d)."""
+        spread = np.linalg.pinv(inputs.T @ inputs / len(inputs), hermitian=True)
+        return (inputs * self.residuals[:, None]) @ spread
 
 
 def contrasts(classes: int) -> Array:
@@ -115,6 +124,10 @@ class ClassLaw:
         mean = now @ basis
         by_score = np.einsum("mk,kc,kb->mcb", now, basis, basis) - mean[:, :, None] * mean[:, None, :]
         return Errors(true, slopes, errors, by_score, np.zeros_like(by_score))
+
+    def influence(self, inputs: Array) -> Array:
+        """Return zeros: the law follows from the true model alone."""
+        return np.zeros((len(inputs), self.scores * inputs.shape[1]))
 
 
 def softmax(logits: Array) -> Array:

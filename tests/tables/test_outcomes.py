@@ -7,7 +7,7 @@ import torch
 from fedveil.tables.outcomes import ClassLaw, NumberLaw, Outcomes, clipped, contrasts
 
 STEP = 1e-6
-LAWS = [NumberLaw(np.array([0.3, 1.0, 0.1, 0.6])), ClassLaw(2), ClassLaw(4)]
+LAWS = [NumberLaw(np.array([0.3, -1.0, 0.1, 0.6])), ClassLaw(2), ClassLaw(4)]
 
 
 @pytest.mark.parametrize("law", LAWS, ids=["number", "two classes", "four classes"])
