@@ -52,6 +52,7 @@ TABLE = {
     ("query", "answer"): "questions.client:answer",  # client/app.py
     ("personal", "training"): "personal.training:own_training_of",  # questions/evaluation.py
     ("personal", "gains"): "personal.gains_at_client:gains_at",  # questions/client.py
+    ("released figures", "held_out"): "tables.held_out:held_out_fields",
     ("released figures", "intervals"): "tables.intervals:interval_fields",  # run/run.py
     ("prediction columns", "interval"): "tables.intervals:interval_columns",  # cli/predict.py
     ("query", "counts"): "questions.answers:counts_of",  # simulations/clients.py

@@ -60,7 +60,10 @@ class Tables:
 
     # Only simulated clients' rows are held out, and `held_out_file` is declared public.
     held_out_public = True
-    released_figures = ("intervals",)  # extensions that add fields to the result of a run, see run/run.py
+    released_figures = (
+        "intervals",
+        "held_out",
+    )  # extensions that add fields to the result of a run, see run/run.py
 
     @property
     def num_clients(self) -> int:
