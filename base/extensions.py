@@ -45,6 +45,9 @@ TABLE = {
     ("callback", "mlflow"): "run.trackers:MLflow",
     ("callback", "tensorboard"): "run.trackers:TensorBoard",
     ("callback", "wandb"): "run.trackers:WandB",
+    ("table source", ".gz"): "tables.packed:open_gzip",  # tasks/table_files.py
+    ("table source", ".zip"): "tables.packed:open_zip",
+    ("table source", ".xlsx"): "tables.spreadsheet:open_xlsx",
     ("query", "scaling"): "questions.scaling:SCALING_QUERY",  # run/queries.py
     ("query", "evaluation"): "questions.evaluation:EVALUATIONS",
     ("query", "layers"): "personal.layers_query:LAYERS",

@@ -16,6 +16,8 @@ MODULES = {
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
     "tables": ("pyarrow",),
+    "spreadsheets": ("pyarrow", "python_calamine"),
+    "databases": ("duckdb", "psycopg", "pyarrow", "sqlalchemy"),
     "text": ("gguf", "tokenizers", "transformers"),
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "qr": ("segno",),

@@ -101,7 +101,7 @@ class FolderTask(TaskGroup):
 
 
 class CsvTask(TableTask, FolderTask):
-    """CSV or Parquet tables with one schema; each file or folder is a client."""
+    """Tables with one schema, in CSV, Parquet, .xlsx or packed CSV; each file or folder is a client."""
 
     name: Literal["csv"] = "csv"
     label: Text | None = None
@@ -110,6 +110,8 @@ class CsvTask(TableTask, FolderTask):
     """YAML file that describes the columns; null: schema.yaml in the folder, or inferred from simulated tables."""
     groups: Annotated[tuple[Text, ...], Field(strict=False)] = ()
     """Columns of the schema, or of its groups, whose categories are the groups of fairness metrics."""
+    encoding: Text | None = None
+    """Encoding of text files, as Python names it, such as cp1252. Null: UTF-8, or UTF-16 if a file begins with its mark."""
     bins: Annotated[int, Field(ge=2, le=256)] = 16
     """Bins of a number without edges in the schema, with model=gam."""
     scaling: Text | None = None

@@ -133,7 +133,7 @@ def check_scaling(federation: Federation) -> None:
     federation.check_sum(federation.num_clients)
     from ..tasks.tables import tables_of
 
-    if federation.population.reads_data and not tables_of(federation.task).paths:
+    if federation.population.reads_data and not tables_of(federation.task).sources:
         remedy = "deals rows anew, of which numbers are columns no more: use partition=natural"
         raise Refusal("partition", federation.settings.partition.name, f"with {FIELD}={ASKED} it {remedy}")
 

@@ -161,10 +161,12 @@ def read_array(data: object) -> NDArray[Any]:
 
 def schema_inputs(schema: Schema, data: object) -> NDArray[np.float32]:
     """Return the model's inputs, shape (n, schema.width), for a table, a folder of tables or a data frame."""
-    from .table_files import frame_inputs, read_rows
+    from .table_files import Source, frame_inputs, read_rows
 
-    if isinstance(data, str | Path):
-        return read_rows(Path(data), schema, labelled=False).inputs
+    if isinstance(data, str):
+        data = Path(data)
+    if isinstance(data, Path | Source):
+        return read_rows(data, schema, labelled=False).inputs
     return frame_inputs(data, schema)
 
 

@@ -86,8 +86,8 @@ def _without_failures(model: nn.Module, inputs: Tensor, limit: str) -> Tensor:
 
 def _inputs(task: Task, client: int) -> Tensor:
     """Return the model's inputs for the rows of `columns_of`, shape (n, ...)."""
-    if isinstance(task, Tables) and task.paths:
-        return task.encode(task.paths[client])  # held-out rows too, as the table's columns have them
+    if isinstance(task, Tables) and task.sources:
+        return task.encode(task.sources[client])  # held-out rows too, as the table's columns have them
     data = data_of(task, client)
     if not isinstance(data, Examples) or not isinstance(data.inputs, Tensor):
         raise Refusal("model", "lazy data", "supports only rows that are tensors; leave it out")

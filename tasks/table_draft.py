@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base.refusal import Refusal
-from .table_files import CODE, DECIMAL_COMMA, Cells, clients_of, listed, open_table, table_files
+from .table_files import CODE, DECIMAL_COMMA, Cells, Files, Source, clients_of, listed
 from .table_schema import MISSING, Column, Schema, plain, with_label
 
 DRAFT_COMMAND = "fedveil new draft --from csv {} writes a first draft"
@@ -169,8 +170,12 @@ def draft_schema(paths: Sequence[Path], label: str | None = None) -> SchemaDraft
       Refusal: a table cannot be read, two columns have one name, the label is unfit, or none is named and the last
         columns of the tables differ.
     """
-    files = [file for path in paths for client in clients_of(path) for file in table_files(client)]
-    contents, ends = _contents(files)
+    return draft_of([Files(client) for path in paths for client in clients_of(path)], label)
+
+
+def draft_of(sources: Sequence[Source], label: str | None = None) -> SchemaDraft:
+    """Return a schema that the content of clients' sources suggests; `label` and errors as of `draft_schema`."""
+    contents, ends, files = _contents(sources)
     if label is None and len(ends) > 1:
         last = ", ".join(ends.values())
         raise Refusal("task.label", None, f"the tables end with different columns ({last}); name the label")
@@ -179,7 +184,7 @@ def draft_schema(paths: Sequence[Path], label: str | None = None) -> SchemaDraft
     if faults.get(label_key):
         raise Refusal("task.label", contents[label_key].name, f"cannot be predicted: {faults[label_key]}")
     columns = {key: contents[key].column(key == label_key) for key, fault in faults.items() if not fault}
-    source = str(paths[0]) if len(paths) == 1 else f"{len(files)} tables"
+    source = str(sources[0].path) if len(sources) == 1 else f"{len(files)} tables"
     name = contents[label_key].name if label_key in contents else label
     schema = with_label(Schema(tuple(columns.values()), ""), name, source)
     left_out = {contents[key].name: fault for key, fault in faults.items() if fault}
@@ -189,11 +194,14 @@ def draft_schema(paths: Sequence[Path], label: str | None = None) -> SchemaDraft
     return SchemaDraft(schema, left_out, {each.column.name: each for each in words if len(each.sets) > 1})
 
 
-def _contents(files: Sequence[Path]) -> tuple[dict[str, Content], dict[str, str]]:
-    """Return each column's content, and a description of each column that is a file's last, by names as `plain`."""
+def _contents(sources: Sequence[Source]) -> tuple[dict[str, Content], dict[str, str], list[Path]]:
+    """Return each column's content, a description of each table's last column, by names as `plain`, and the tables."""
     contents, ends, names = dict[str, Content](), dict[str, str](), dict[str, str]()
-    for file in files:
-        with open_table(file) as table:
+    files = list[Path]()
+    for opened in chain.from_iterable(source.tables() for source in sources):
+        with opened as table:
+            file = table.file
+            files.append(file)
             # A column without a name counts the rows, or holds nothing.
             columns = [Column(name) for name in table.header if name.strip()]
             if not columns:
@@ -205,7 +213,7 @@ def _contents(files: Sequence[Path]) -> tuple[dict[str, Content], dict[str, str]
             for block in table.blocks(columns, MISSING):
                 for key, cells in zip(map(plain, block), block.values(), strict=True):
                     contents.setdefault(key, Content(names[key])).add(cells)
-    return contents, ends
+    return contents, ends, files
 
 
 def _other_words(column: Column, by_file: dict[Path, set[str]]) -> OtherWords:

@@ -1,4 +1,6 @@
-"""Reader of tables, CSV or Parquet: rows become float32 inputs of one schema, and mistakes name file, column and row.
+"""Reader of tables: rows become float32 inputs of one schema, and mistakes name file, column and row.
+
+CSV and Parquet are read here; other sources are extensions, found by their suffix.
 
 A row's number is a spreadsheet's: the header of a CSV file is row 1. Files are read in blocks, column by column, so
 that a table takes the memory of its float32 matrix and of one block.
@@ -6,41 +8,52 @@ that a table takes the memory of its float32 matrix and of one block.
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import math
-import mmap
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Protocol, runtime_checkable
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..base.extensions import extension, names
 from ..base.extras import require_extra
 from ..base.refusal import Refusal
 from ..configs.strict import nearest
 from .table_schema import Column, Schema, plain
 
-SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
+TEXTS = (".csv", ".tsv", ".txt")
+SUFFIXES = (*TEXTS, ".parquet")
+OTHERS = "table source"  # extension point of tables with another suffix: a function of file and encoding
 # Files that may hold a client's rows and are not read, by suffix; they are refused, so that no client is left out silently.
 UNREAD = {
     suffix: fault
     for fault, suffixes in (
-        ("is a spreadsheet, which is not read; save it as CSV", ".xlsx .xls .xlsm .ods"),
-        ("is packed, which is not read; unpack it", ".gz .zip .bz2 .xz .zst .7z .tgz"),
+        ("is a spreadsheet, which is not read; save it as CSV", ".xls .xlsm .ods"),
+        ("is packed, which is not read; unpack it", ".bz2 .xz .zst .7z .tgz"),
         ("is not read; save it as Parquet or CSV", ".feather .arrow .sav .dta .sas7bdat"),
     )
     for suffix in suffixes.split()
 }
-SEPARATORS = (",", ";", "\t", "|")
-BLOCK_BYTES = 8 << 20  # of a CSV file
+THOUSANDS = r"^-?[1-9][0-9]{0,2},[0-9]{3}$"
+# By separator between the columns, the numbers whose comma may stand between thousands instead of before decimals.
+COMMAS = {",": "", ";": r"^$", "\t": THOUSANDS, "|": THOUSANDS}
+BLOCK_BYTES = 8 << 20  # of a CSV file, at least
+COUNTED_BYTES = 1 << 18  # of a CSV file, in which lines are counted at once
+BLOCK_LINES = 256  # of a CSV file, at least: of wide tables a block is longer
 BLOCK_ROWS = 1 << 17  # of a Parquet file
 NUMBER = r"^-?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][-+]?[0-9]+)?$"
 CODE = re.compile(NUMBER)  # a number that stands for a missing value
@@ -51,6 +64,7 @@ NO_NUMBER = {  # remedy for a word in a column of numbers, by the first pattern 
     r"[^,]*,": DECIMAL_COMMA,
     r"": "correct it, or add it to missing:",
 }
+NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # folder of rows that lack the column of its key
 LONGEST_NAME = 2000  # characters of a column's name
 MAX_NAMES = 6  # in a sentence
 
@@ -69,14 +83,55 @@ class Rows:
     targets: NDArray[Any] | None
 
 
+@runtime_checkable
+class Source(Protocol):
+    """One client's tables, wherever they are.
+
+    Attributes:
+      path: name for refusals.
+    """
+
+    @property
+    def path(self) -> Path: ...
+
+    def tables(self) -> Iterator[AbstractContextManager[OpenTable]]:
+        """Yield each table, to be opened and read in full before the next."""
+        ...
+
+
+@dataclass(frozen=True)
+class Files:
+    """One client's file, or the files in its folder and in folders below.
+
+    Attributes:
+      path: the file or the folder.
+      encoding: of text files, as Python names it; None: UTF-8, or UTF-16 if a file begins with its mark.
+    """
+
+    path: Path
+    encoding: str | None = None
+
+    def tables(self) -> Iterator[AbstractContextManager[OpenTable]]:
+        """Yield each file; the folders `key=value` on the way to it are columns of words."""
+        for file in table_files(self.path):
+            folders = file.relative_to(self.path).parts[:-1]
+            yield open_table(file, self.encoding, dict(_partition(name) for name in folders if "=" in name))
+
+
+def _partition(folder: str) -> list[str]:
+    """Return the name and the word of a column that a folder `key=value` of Hive's layout stands for."""
+    name, _, word = map(unquote, folder.partition("="))
+    return [name, "" if word == NO_PARTITION else word]
+
+
 def table_files(path: Path) -> list[Path]:
-    """Return the tables of one client: the file itself, or the files of its folder by name; refuse if there is none."""
+    """Return one client's files: the file itself, or those in its folder and below; refuse if there is none."""
     if path.is_file():
         return [path]
-    tables = sorted(filter(_is_table, path.glob("*"))) if path.is_dir() else []
+    tables = sorted(_tables_in(path))
     if not tables:
         fault = "holds no table" if path.exists() else "does not exist"
-        remedy = f"{fault}; name a file ({', '.join(SUFFIXES)}) or a folder of them"
+        remedy = f"{fault}; name a file ({', '.join(suffixes())}) or a folder of them"
         raise Refusal("task.folder", str(path), remedy)
     return tables
 
@@ -92,8 +147,22 @@ def clients_of(folder: Path, public: Sequence[Path] = ()) -> list[Path]:
         return [folder]
     excluded = set(map(os.path.realpath, public))  # Path.resolve raises where links form a loop
     paths = [path for path in sorted(folder.glob("[!.]*")) if os.path.realpath(path) not in excluded]
-    clients = [p for p in paths if _is_table(p) or (p.is_dir() and any(map(_is_table, p.iterdir())))]
+    clients = [path for path in paths if _is_table(path) or any(_tables_in(path))]
     return clients or table_files(folder)
+
+
+def suffixes() -> tuple[str, ...]:
+    """Return the suffixes of tables; those of extensions may need a package that is not installed."""
+    return (*SUFFIXES, *names(OTHERS))
+
+
+def _tables_in(folder: Path) -> Iterator[Path]:
+    """Yield the tables in a folder and in those below it, whose names begin with no point."""
+    for path in folder.glob("[!.]*") if folder.is_dir() else ():
+        if _is_table(path):
+            yield path
+        elif not path.is_symlink():  # of folders, links may form a loop
+            yield from _tables_in(path)
 
 
 def _is_table(path: Path) -> bool:
@@ -103,17 +172,23 @@ def _is_table(path: Path) -> bool:
         return False
     if suffix in UNREAD and not path.name.startswith("~"):
         raise Refusal("table", str(path), f"{UNREAD[suffix]}, or move it away")
-    if suffix in SUFFIXES and not path.is_file():
+    is_table = suffix in suffixes()
+    if is_table and not path.is_file():
         remedy = "is no file, or a link that leads to none; put the table there, or move it away"
         raise Refusal("table", str(path), remedy)
-    return suffix in SUFFIXES
+    return is_table
 
 
-def read_rows(path: Path, schema: Schema, labelled: bool = True) -> Rows:
-    """Return the rows of a client's file, or of all files of its folder.
+def source_of(path: Path | Source) -> Source:
+    """Return a source; a path is one of files."""
+    return Files(path) if isinstance(path, Path) else path
+
+
+def read_rows(path: Path | Source, schema: Schema, labelled: bool = True) -> Rows:
+    """Return the rows of all tables of a client.
 
     Args:
-      path: the file or the folder.
+      path: a file, a folder, or another source.
       schema: schema of the tables.
       labelled: whether the label's column is read.
 
@@ -122,8 +197,8 @@ def read_rows(path: Path, schema: Schema, labelled: bool = True) -> Rows:
     """
     columns = schema.columns if labelled else schema.inputs
     parts = list[Rows]()
-    for file in table_files(path):
-        with open_table(file) as table:
+    for opened in source_of(path).tables():
+        with opened as table:
             parts.append(_read_table(table, schema, columns))
     if len(parts) == 1:
         return parts[0]
@@ -132,7 +207,7 @@ def read_rows(path: Path, schema: Schema, labelled: bool = True) -> Rows:
     return Rows(inputs, np.concatenate(targets) if targets else None)
 
 
-def read_columns(path: Path, schema: Schema) -> dict[str, NDArray[Any]]:
+def read_columns(path: Path | Source, schema: Schema) -> dict[str, NDArray[Any]]:
     """Return the schema's columns of all rows of `read_rows` by name: numbers, NaN if missing, and words.
 
     A word is the first spelling of its category, or empty if it is missing. A word of no category remains as it is; a
@@ -145,7 +220,7 @@ def read_columns(path: Path, schema: Schema) -> dict[str, NDArray[Any]]:
     return _read_columns(path, (*schema.columns, *schema.groups), schema, values_of)
 
 
-def read_persons(path: Path, column: str, schema: Schema) -> list[str]:
+def read_persons(path: Path | Source, column: str, schema: Schema) -> list[str]:
     """Return the person of each row from a column that is not in the schema; other arguments as of `read_rows`."""
 
     def persons_of(cells: Cells) -> NDArray[np.object_]:
@@ -159,18 +234,20 @@ def read_persons(path: Path, column: str, schema: Schema) -> list[str]:
     return _read_columns(path, [Column(column)], schema, persons_of)[column].tolist()
 
 
-def read_groups(path: Path, columns: Sequence[Column], schema: Schema) -> dict[str, NDArray[np.int64]]:
+def read_groups(
+    path: Path | Source, columns: Sequence[Column], schema: Schema
+) -> dict[str, NDArray[np.int64]]:
     """Return by column the number of each row's category, -1 if it is missing; other arguments as of `read_rows`."""
     return _read_columns(path, columns, schema, Cells.codes)
 
 
 def _read_columns(
-    path: Path, columns: Sequence[Column], schema: Schema, read: Callable[[Cells], NDArray[Any]]
+    path: Path | Source, columns: Sequence[Column], schema: Schema, read: Callable[[Cells], NDArray[Any]]
 ) -> dict[str, NDArray[Any]]:
-    """Return the results of a function of a column's cells in one block, by column, over all blocks of a client's files."""
+    """Return the results of a function of a column's cells in one block, by column, over all blocks of a client's tables."""
     parts: dict[str, list[NDArray[Any]]] = {column.name: [] for column in columns}
-    for file in table_files(path):
-        with open_table(file) as table:
+    for opened in source_of(path).tables():
+        with opened as table:
             for block in table.blocks(columns, schema.missing):
                 for name, cells in block.items():
                     parts[name].append(read(cells))
@@ -186,20 +263,7 @@ def frame_inputs(frame: object, schema: Schema) -> NDArray[np.float32]:
     except (pa.ArrowException, TypeError, ValueError) as error:
         remedy = f"is not a data frame ({str(error).splitlines()[0]})"
         raise Refusal("data", type(frame).__name__, remedy) from None
-    batches = (batch.columns for batch in table.to_batches(max_chunksize=BLOCK_ROWS))
-
-    def read(positions: Sequence[int]) -> Iterator[Sequence[Any]]:
-        return ([columns[position] for position in positions] for columns in batches)
-
-    opened = OpenTable(
-        Path("data frame"),
-        header=table.column_names,
-        max_rows=table.num_rows,
-        first_row=1,
-        comma=False,
-        read=read,
-    )
-    return _read_table(opened, schema, schema.inputs).inputs
+    return _read_table(arrow_table(Path("data frame"), table), schema, schema.inputs).inputs
 
 
 def _read_table(table: OpenTable, schema: Schema, columns: Sequence[Column]) -> Rows:
@@ -233,7 +297,7 @@ class Cells:
       column: the column of the schema.
       missing: words that stand for a missing value in any column.
       file: the table, for refusals.
-      comma: whether numbers are written with a decimal comma.
+      comma: regular expression of numbers whose comma may be no decimal comma; empty if commas are never decimal.
       first_row: number of the block's first row, for refusals.
     """
 
@@ -241,7 +305,7 @@ class Cells:
     column: Column
     missing: tuple[str, ...]
     file: Path
-    comma: bool = False
+    comma: str = ""
     first_row: int = 2
     # The module pyarrow.compute, which is imported only when a table is read.
     _pc: Any = field(default_factory=lambda: import_module("pyarrow.compute"), repr=False)
@@ -368,7 +432,11 @@ class Cells:
         words = pa.array((*self.missing, *self.column.absent), type=cells.type)
         absent = pc.is_in(pc.utf8_lower(cells), value_set=words)
         cells = pc.if_else(absent, pa.scalar(None, type=cells.type), cells)
-        return cells, pc.replace_substring(cells, ",", ".", max_replacements=1) if self.comma else cells
+        if not self.comma:
+            return cells, cells
+        points = pc.replace_substring(cells, ",", ".", max_replacements=1)
+        ambiguous = pc.match_substring_regex(cells, self.comma)
+        return cells, pc.if_else(ambiguous, cells, points)
 
     @staticmethod
     def _is_text(values: Any) -> bool:
@@ -404,7 +472,7 @@ class OpenTable:
       header: names of its columns as they are written.
       max_rows: a bound on its number of rows.
       first_row: number of its first row.
-      comma: whether numbers are written with a decimal comma.
+      comma: as of `Cells`.
       read: function of positions of columns; yields blocks, an Arrow array for each of these columns.
     """
 
@@ -412,7 +480,7 @@ class OpenTable:
     header: Sequence[str]
     max_rows: int
     first_row: int
-    comma: bool
+    comma: str
     read: Callable[[Sequence[int]], Iterator[Sequence[Any]]]
 
     def blocks(self, columns: Sequence[Column], missing: tuple[str, ...]) -> Iterator[dict[str, Cells]]:
@@ -435,63 +503,135 @@ class OpenTable:
                 raise Refusal(f"{self.file}: column", column.name, remedy)
         return [positions[plain(column.name)] for column in columns]
 
+    def with_words(self, words: Mapping[str, str]) -> OpenTable:
+        """Return the table with further columns at its end, each of which holds one word in all rows, by name."""
+        pa, start = import_module("pyarrow"), len(self.header)
+
+        def read(positions: Sequence[int]) -> Iterator[Sequence[Any]]:
+            own = [position for position in positions if position < start]
+            for arrays in self.read(own or [0]):  # the first column counts the rows
+                by_position = dict(zip(own, arrays, strict=False))
+                rows = len(arrays[0])
+                further = {start + n: pa.repeat(word, rows) for n, word in enumerate(words.values())}
+                yield [(by_position | further)[position] for position in positions]
+
+        return replace(self, header=[*self.header, *words], read=read)
+
 
 @contextmanager
-def open_table(file: Path) -> Generator[OpenTable]:
-    """Open a table; refuse one that is neither CSV nor Parquet, cannot be parsed, or changes while it is read."""
+def open_table(
+    file: Path, encoding: str | None = None, partition: Mapping[str, str] = MappingProxyType({})
+) -> Generator[OpenTable]:
+    """Open a table; refuse one of another format, that cannot be parsed, or changes while it is read.
+
+    Args:
+      file: the table.
+      encoding: as of `Files`.
+      partition: columns that hold one word in all rows, by name.
+    """
     require_extra("tables", f"the table {file.name}")
-    pa, suffix = import_module("pyarrow"), file.suffix.lower()
+    pa = import_module("pyarrow")
     version = attrgetter("st_ino", "st_size", "st_mtime_ns")
     if not file.is_file():
         raise Refusal("table", str(file), "does not exist; name a file, or a folder of them")
-    if suffix not in SUFFIXES:
-        raise Refusal("table", str(file), f"is not a table by its suffix; use one of {', '.join(SUFFIXES)}")
+    opener = _opener(file)
     try:
         before = version(file.stat())
-        yield _parquet(file) if suffix == ".parquet" else _csv(file)
+        table = opener(file, encoding)
+        yield table.with_words(partition) if partition else table
         after = version(file.stat())
     except OSError as error:
         raise Refusal("table", str(file), f"cannot be read ({error.strerror or error})") from None
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         fault = str(error).splitlines()[0].removeprefix("CSV parse error: ")
         if "UTF8" in fault or isinstance(error, UnicodeDecodeError):
-            fault = "it is not UTF-8; save it as UTF-8"
+            name = getattr(error, "encoding", "utf-8").upper()
+            fault = f"it is not {name}; save it as UTF-8, or name its encoding: task.encoding=cp1252"
         raise Refusal("table", str(file), fault[:200]) from None
     if before != after:
         raise Refusal("table", str(file), "changed while it was read; repeat when no process writes to it")
 
 
-def _csv(file: Path) -> OpenTable:
-    """Open a CSV file whose separator is the one that splits the header into most columns."""
-    reader: Any = import_module("pyarrow.csv")
-    pa = import_module("pyarrow")
-    with file.open("rb") as opened:
-        first = opened.readline().decode("utf-8-sig").rstrip("\r\n")
+def _opener(file: Path) -> Callable[[Path, str | None], OpenTable]:
+    """Return the function that opens files of a suffix; refuse one that has none."""
+    suffix = file.suffix.lower()
+    if suffix in TEXTS:
+        return _csv
+    if suffix in SUFFIXES:
+        return _parquet
+    if suffix not in names(OTHERS):
+        raise Refusal("table", str(file), f"is not a table by its suffix; use one of {', '.join(suffixes())}")
+    return extension(OTHERS, suffix, "table", str(file))
+
+
+def _csv(file: Path, encoding: str | None) -> OpenTable:
+    """Open a CSV file."""
+    return text_table(file, partial(import_module("pyarrow").OSFile, str(file)), encoding)
+
+
+def text_table(file: Path, opened: Callable[[], Any], encoding: str | None) -> OpenTable:
+    """Return the table of a CSV file whose separator is the one that splits the header into most columns.
+
+    Args:
+      file: name of the table, for refusals.
+      opened: function that opens the content as an Arrow file; it is called for each pass, the first of which counts lines.
+      encoding: as of `Files`.
+    """
+    reader, pa = import_module("pyarrow.csv"), import_module("pyarrow")
+    encoding = _encoding_of(opened, encoding)
+    with io.BufferedReader(_as_utf8(opened, encoding)) as content:
+        first = content.readline().decode("utf-8-sig").rstrip("\r\n")
         if not first.strip():
             raise Refusal("table", str(file), "is empty; its first line must name the columns")
-        with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            starts = range(0, len(content), BLOCK_BYTES)
-            lines = sum(content[start : start + BLOCK_BYTES].count(b"\n") for start in starts)
-    separator = max(SEPARATORS, key=lambda candidate: len(_split(first, candidate)))
+        size = lines = 0
+        for block in iter(partial(content.read, COUNTED_BYTES), b""):
+            size, lines = size + len(block), lines + block.count(b"\n")
+    separator = max(COMMAS, key=lambda candidate: len(_split(first, candidate)))
     header = _split(first, separator)
     if (longest := max(map(len, header))) > LONGEST_NAME:
         remedy = f"its first line has a name of {longest} characters; it must name the columns"
         raise Refusal("table", str(file), remedy)
-    names = [str(position) for position in range(len(header))]
+    positions_as_names = [str(position) for position in range(len(header))]
+    block_bytes = max(BLOCK_BYTES, BLOCK_LINES * size // (lines + 1))
 
     def read(positions: Sequence[int]) -> Iterator[Sequence[Any]]:
-        with reader.open_csv(
-            file,
-            reader.ReadOptions(use_threads=False, block_size=BLOCK_BYTES, skip_rows=1, column_names=names),
-            reader.ParseOptions(delimiter=separator, newlines_in_values=True),
-            reader.ConvertOptions(
-                include_columns=[names[position] for position in positions],
-                column_types=dict.fromkeys(names, pa.string()),
-            ),
-        ) as batches:
+        with (
+            _as_utf8(opened, encoding) as stream,
+            reader.open_csv(
+                stream,
+                reader.ReadOptions(
+                    use_threads=False, block_size=block_bytes, skip_rows=1, column_names=positions_as_names
+                ),
+                reader.ParseOptions(delimiter=separator, newlines_in_values=True),
+                reader.ConvertOptions(
+                    include_columns=[positions_as_names[position] for position in positions],
+                    column_types=dict.fromkeys(positions_as_names, pa.string()),
+                ),
+            ) as batches,
+        ):
             yield from (batch.columns for batch in batches)
 
-    return OpenTable(file, header, max_rows=lines + 1, first_row=2, comma=separator == ";", read=read)
+    return OpenTable(file, header, max_rows=lines + 1, first_row=2, comma=COMMAS[separator], read=read)
+
+
+def _encoding_of(opened: Callable[[], Any], encoding: str | None) -> str:
+    """Return the encoding of a content by its mark, if none is declared; refuse an unknown one."""
+    if encoding is None:
+        with opened() as content:
+            marked = content.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        return "utf-16" if marked else "utf-8"
+    try:
+        return codecs.lookup(encoding).name
+    except LookupError:
+        remedy = "is no encoding that Python knows; use one such as utf-8, cp1252 or latin-1"
+        raise Refusal("task.encoding", encoding, remedy) from None
+
+
+def _as_utf8(opened: Callable[[], Any], encoding: str) -> Any:
+    """Return the opened content in UTF-8, which Arrow reads in blocks."""
+    if encoding.startswith("utf-8"):
+        return opened()
+    return import_module("pyarrow").transcoding_input_stream(opened(), encoding, "utf-8")
 
 
 def _split(line: str, separator: str) -> list[str]:
@@ -501,9 +641,19 @@ def _split(line: str, separator: str) -> list[str]:
         return [line]
 
 
-def _parquet(file: Path) -> OpenTable:
+def _parquet(file: Path, _encoding: str | None = None) -> OpenTable:
     """Open a Parquet file."""
-    opened: Any = import_module("pyarrow.parquet").ParquetFile(file)
+    return parquet_table(file, file)
+
+
+def parquet_table(name: Path, content: object) -> OpenTable:
+    """Return the table of a Parquet file.
+
+    Args:
+      name: of the table, for refusals.
+      content: path of the file, or an Arrow buffer or file of its content.
+    """
+    opened: Any = import_module("pyarrow.parquet").ParquetFile(content)
     header: list[str] = opened.schema_arrow.names
 
     def read(positions: Sequence[int]) -> Iterator[Sequence[Any]]:
@@ -511,7 +661,17 @@ def _parquet(file: Path) -> OpenTable:
         for batch in opened.iter_batches(batch_size=BLOCK_ROWS, columns=names):
             yield [batch.column(name) for name in names]
 
-    return OpenTable(file, header, max_rows=opened.metadata.num_rows, first_row=1, comma=False, read=read)
+    return OpenTable(name, header, max_rows=opened.metadata.num_rows, first_row=1, comma="", read=read)
+
+
+def arrow_table(name: Path, table: Any) -> OpenTable:
+    """Return the table of a `pyarrow.Table`; `name` is for refusals."""
+    batches = (batch.columns for batch in table.to_batches(max_chunksize=BLOCK_ROWS))
+
+    def read(positions: Sequence[int]) -> Iterator[Sequence[Any]]:
+        return ([columns[position] for position in positions] for columns in batches)
+
+    return OpenTable(name, table.column_names, table.num_rows, first_row=1, comma="", read=read)
 
 
 def listed(names: Sequence[str], separator: str = ", ") -> str:

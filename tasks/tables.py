@@ -26,8 +26,8 @@ from .flwr_partition import FLWR, flwr_shares
 from .group_weights import weighted_schema
 from .partition import Partition
 from .scaling import ASKED, FIELD, Moments, standardised, with_moments
-from .table_draft import DRAFT_COMMAND, draft_schema
-from .table_files import clients_of, read_columns, read_groups, read_persons, read_rows
+from .table_draft import DRAFT_COMMAND, draft_of
+from .table_files import Files, Source, clients_of, read_columns, read_groups, read_persons, read_rows
 from .table_schema import Schema, plain, read_schema
 
 MODELS = ("linear", "mlp", "gam")
@@ -47,7 +47,7 @@ class Tables:
       hidden: sizes of the hidden layers; empty for a linear model.
       simulated: whether the tables are public or synthetic.
       grouped: names of the columns whose categories are groups.
-      paths: each client's own table; empty if a partition dealt the rows, or on a server.
+      sources: each client's own tables; empty if a partition dealt the rows, or on a server.
     """
 
     schema: Schema
@@ -56,7 +56,7 @@ class Tables:
     hidden: tuple[int, ...] = ()
     simulated: bool = False
     grouped: tuple[str, ...] = ()
-    paths: tuple[Path, ...] = ()
+    sources: tuple[Source, ...] = ()
 
     # Only simulated clients' rows are held out, and `held_out_file` is declared public.
     held_out_public = True
@@ -144,8 +144,8 @@ class Tables:
         Of rows that a partition dealt there are only inputs, where a missing number is replaced: their columns are the
         label, the groups and the categories.
         """
-        if self.paths:
-            return read_columns(self.paths[client], self.schema)
+        if self.sources:
+            return read_columns(self.sources[client], self.schema)
         data, start = self.client_data(client), 0
         inputs = data.inputs.numpy()
         columns = dict[str, Callable[[], NDArray[Any]]]()
@@ -286,6 +286,7 @@ class TableKeys:
       data: on a device, its own table or folder of tables, in place of `folder`.
       moments: mean and deviation of columns by which a run that has asked scales its numbers; None for other runs.
       group_equal_rows: whether equal rows are held out together, as by the rule of earlier releases.
+      encoding: of text files, as Python names it; None: UTF-8, or UTF-16 if a file begins with its mark.
     """
 
     folder: str | None = None
@@ -309,17 +310,23 @@ class TableKeys:
     data: str | None = None
     moments: Moments | None = None
     group_equal_rows: bool = False
+    encoding: str | None = None
 
-    def paths(self) -> list[Path]:
+    def sources(self) -> list[Source]:
         """Return the clients' tables."""
         if self.data is not None:
-            return [Path(self.data)]
+            return [self.files(self.data)]
         public = [Path(self.held_out_file)] if self.held_out_file is not None else []
-        return clients_of(Path(self.folder), public) if self.folder is not None else []
+        paths = clients_of(Path(self.folder), public) if self.folder is not None else []
+        return [self.files(path) for path in paths]
 
-    def agreed(self, paths: Sequence[Path]) -> Schema:
+    def files(self, path: str | Path) -> Source:
+        """Return the tables at a path."""
+        return Files(Path(path), self.encoding)
+
+    def agreed(self, sources: Sequence[Source]) -> Schema:
         """Return the schema that all clients share, with the model's bins, scaling and weights, and without persons."""
-        schema = _without(self.person, _schema(self, paths), self.simulated)
+        schema = _without(self.person, _schema(self, sources), self.simulated)
         if self.model == "gam":
             if self.scaling is not None:
                 raise Refusal(FIELD, self.scaling, "scales numbers, and a gam uses their bins; leave it out")
@@ -332,22 +339,22 @@ class TableKeys:
 def load(*args: Any, **options: Any) -> Tables:
     """Return the task; arguments as of `TableKeys`. Refuse an invalid value, schema or table."""
     keys = TableKeys(*args, **options)
-    layers, paths = layers_of(keys.model, keys.hidden), keys.paths()
-    schema = keys.agreed(paths)
+    layers, sources = layers_of(keys.model, keys.hidden), keys.sources()
+    schema = keys.agreed(sources)
     groups = _groups(schema, [keys.groups] if isinstance(keys.groups, str) else keys.groups)
-    clients = tuple(_examples(path, schema, keys.person, groups) for path in paths)
+    clients = tuple(_examples(source, schema, keys.person, groups) for source in sources)
     if keys.partition != "natural":
-        clients, paths = _dealt(clients, schema, keys), []
+        clients, sources = _dealt(clients, schema, keys), list[Source]()
     elif keys.num_clients not in (None, len(clients)) and keys.folder is not None:
         remedy = f"{keys.folder} gives {len(clients)}, one per file or folder; leave it out"
         raise Refusal("task.num_clients", keys.num_clients, remedy)
     if keys.held_out_file is not None:
-        test = _examples(Path(keys.held_out_file), schema)
+        test = _examples(keys.files(keys.held_out_file), schema)
     elif keys.simulated:
-        clients, test = _split(clients, keys, _unscaled(keys, paths) or clients)
+        clients, test = _split(clients, keys, _unscaled(keys, sources) or clients)
     else:
         test = Examples(torch.zeros(0, schema.width), torch.from_numpy(schema.outcome.empty(0)))
-    return weighted_task(Tables(schema, clients, test, layers, keys.simulated, groups, tuple(paths)))
+    return weighted_task(Tables(schema, clients, test, layers, keys.simulated, groups, tuple(sources)))
 
 
 def _groups(schema: Schema, names: Sequence[str]) -> tuple[str, ...]:
@@ -357,7 +364,7 @@ def _groups(schema: Schema, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(schema.group(name).name for name in names))
 
 
-def _schema(keys: TableKeys, paths: Sequence[Path]) -> Schema:
+def _schema(keys: TableKeys, sources: Sequence[Source]) -> Schema:
     """Return the declared schema or, for simulated tables without one, a draft from their rows."""
     declared = Path(keys.schema) if keys.schema else Path(keys.folder or ".") / SCHEMA
     if keys.schema or (keys.folder and declared.is_file()):
@@ -376,7 +383,7 @@ def _schema(keys: TableKeys, paths: Sequence[Path]) -> Schema:
         raise Refusal(FIELD, ASKED, f"{remedy}; write one: {command}")
     if keys.label is None:
         raise Refusal("task.label", None, "name the column to predict")
-    draft = draft_schema(paths, keys.label)
+    draft = draft_of(sources, keys.label)
     label = draft.schema.label
     if (other := draft.other_words.get(label)) is not None and other.doubtful:
         remedy = f"has other words in other tables ({other}); say which are the same: {command}"
@@ -397,12 +404,14 @@ def _without(person: str | None, schema: Schema, simulated: bool) -> Schema:
     return replace(schema, columns=others)
 
 
-def _examples(path: Path, schema: Schema, person: str | None = None, grouped: Sequence[str] = ()) -> Examples:
-    """Return the rows of a client's table, with their persons and their groups by the columns `grouped`."""
-    rows = read_rows(path, schema)
+def _examples(
+    source: Source, schema: Schema, person: str | None = None, grouped: Sequence[str] = ()
+) -> Examples:
+    """Return the rows of a client's tables, with their persons and their groups by the columns `grouped`."""
+    rows = read_rows(source, schema)
     assert rows.targets is not None
-    persons = None if person is None else read_persons(path, person, schema)
-    codes = read_groups(path, [schema.group(name) for name in grouped], schema) if grouped else {}
+    persons = None if person is None else read_persons(source, person, schema)
+    codes = read_groups(source, [schema.group(name) for name in grouped], schema) if grouped else {}
     groups = {name: torch.from_numpy(numbers) for name, numbers in codes.items()}
     return Examples(torch.from_numpy(rows.inputs), torch.from_numpy(rows.targets), persons, groups or None)
 
@@ -437,12 +446,12 @@ def _dealt(clients: Sequence[Examples], schema: Schema, keys: TableKeys) -> tupl
     return tuple(only(pool, share) for share in shares)
 
 
-def _unscaled(keys: TableKeys, paths: Sequence[Path]) -> list[Examples]:
+def _unscaled(keys: TableKeys, sources: Sequence[Source]) -> list[Examples]:
     """Return the clients' rows without `moments`; empty if there are none, or a partition dealt the rows."""
     if keys.moments is None:
         return []
-    schema = replace(keys, moments=None).agreed(paths)
-    return [_examples(path, schema, keys.person) for path in paths]
+    schema = replace(keys, moments=None).agreed(sources)
+    return [_examples(source, schema, keys.person) for source in sources]
 
 
 def _split(

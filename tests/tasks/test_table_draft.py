@@ -44,8 +44,8 @@ def test_draft_leaves_out_names_of_rows(hospitals: Path) -> None:
         "day": plain.format("2024-01-01"),
         "share": plain.format("0 %"),
     }
-    (hospitals / "east.xlsx").write_bytes(b"PK")
-    with pytest.raises(Refusal, match=r"east.xlsx': is a spreadsheet, which is not read; save it as CSV"):
+    (hospitals / "east.ods").write_bytes(b"PK")
+    with pytest.raises(Refusal, match=r"east.ods': is a spreadsheet, which is not read; save it as CSV"):
         draft_schema([hospitals])
 
 

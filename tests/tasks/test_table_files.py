@@ -177,8 +177,8 @@ def test_cell_of_any_length_is_quoted_by_its_beginning(hospitals: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("east.csv.gz", "is packed, which is not read; unpack it, or move it away"),
-        ("east.zip", "is packed"),
+        ("east.csv.bz2", "is packed, which is not read; unpack it, or move it away"),
+        ("east.xls", "is a spreadsheet, which is not read; save it as CSV, or move it away"),
         ("east.sav", "is not read; save it as Parquet or CSV"),
         ("fifo.csv", "is no file, or a link that leads to none"),
         ("loop.csv", "is no file, or a link that leads to none"),
@@ -216,3 +216,76 @@ def test_a_million_cells_make_no_objects(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert peak < 50_000 * (16 + 8 + 40)  # inputs, targets, and some columns of one block in float64
     assert os.path.getsize(file) > 500_000
+
+
+def test_folders_below_a_client_belong_to_it_with_their_keys_as_columns(hospitals: Path) -> None:
+    (hospitals / "schema.yaml").write_text(
+        SCHEMA.replace("  diagnosis: {", "  ward: {categories: [A b, c]}\n  diagnosis: {", 1)
+    )
+    north = hospitals / "north"
+    (hospitals / "north.csv").unlink()
+    for folder, ages in (
+        ("ward=A%20b", [20, 100]),
+        ("ward=c/month=1", [60]),
+        ("ward=__HIVE_DEFAULT_PARTITION__", [20]),
+    ):
+        (north / folder).mkdir(parents=True)
+        rows = {"age": ages, "sex": ["f"] * len(ages), "diagnosis": ["healthy"] * len(ages)}
+        pq.write_table(pa.table(rows), north / folder / "part-0.parquet")
+        (north / folder / "_SUCCESS").touch()
+    (north / "ward=c" / "loop").symlink_to(north)
+    task = load(str(hospitals))
+    assert task.num_clients == 1
+    wards = task.client_data(0).inputs[:, 3:]
+    assert wards.tolist() == [[1, 0], [1, 0], [0, 0], [0, 1]]
+    columns = task.columns(0)
+    assert columns["ward"].tolist() == ["A b", "A b", "", "c"]
+    (north / "ward=c" / "late.sav").touch()
+    assert "late.sav': is not read; save it as Parquet or CSV" in refusal_of(hospitals)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "cp1252", "utf-8-sig", "latin-1", "utf-16-le"])
+def test_texts_are_read_in_their_encoding(hospitals: Path, encoding: str) -> None:
+    schema = SCHEMA.replace("female: [f", "female: [weiblich é, f")
+    (hospitals / "schema.yaml").write_text(schema)
+    (hospitals / "north.csv").write_bytes(NORTH.replace("female", "weiblich é").encode(encoding))
+    (hospitals / "south.txt").write_bytes(NORTH.encode(encoding))
+    options = {} if encoding in ("utf-16", "utf-8-sig") else {"encoding": encoding}
+    task = load(str(hospitals), **options)
+    assert torch.equal(task.client_data(0).inputs, task.client_data(1).inputs)
+    assert task.client_data(0).inputs.shape == (3, 3)
+
+
+def test_an_encoding_that_does_not_fit_is_refused(hospitals: Path) -> None:
+    assert "task.encoding='klingon': is no encoding that Python knows" in refusal_of(
+        hospitals, encoding="klingon"
+    )
+    (hospitals / "north.csv").write_bytes(NORTH.replace("female", "é").encode("cp1252"))
+    assert "it is not UTF-8; save it as UTF-8, or name its encoding: task.encoding=cp1252" in refusal_of(
+        hospitals
+    )
+    assert "it is not ASCII; save it as UTF-8" in refusal_of(hospitals, encoding="ascii")
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_a_decimal_comma_is_read_between_other_separators(hospitals: Path, separator: str) -> None:
+    rows = separator.join(("age", "sex", "diagnosis")), separator.join(("60,5", "f", "healthy"))
+    (hospitals / "north.csv").write_text("\n".join(rows))
+    assert load(str(hospitals)).client_data(0).inputs[0, 0] == pytest.approx(0.0125)
+    (hospitals / "north.csv").write_text("\n".join(rows).replace("60,5", "60,125"))
+    if separator == ";":
+        assert load(str(hospitals)).client_data(0).inputs[0, 0] == pytest.approx(0.003125)
+    else:
+        assert "'60,125': is not a number; a decimal comma goes with semicolons" in refusal_of(hospitals)
+
+
+def test_a_line_may_be_longer_than_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedveil.tasks.table_files.BLOCK_BYTES", 1 << 10)
+    names = [f"gene{number}" for number in range(15_000)]
+    (tmp_path / "s.yaml").write_text(
+        "label: ill\ncolumns:\n  gene3: {low: 0, high: 9}\n  ill: {categories: [no, yes]}\n"
+    )
+    rows = [",".join([*("123456789"[row] for _ in names), "no"]) for row in range(5)]
+    (tmp_path / "wide.csv").write_text("\n".join([",".join([*names, "ill"]), *rows]))
+    inputs = read_rows(tmp_path / "wide.csv", read_schema(tmp_path / "s.yaml")).inputs
+    assert inputs[:, 0].tolist() == pytest.approx([(value - 4.5) / 4.5 for value in (1, 2, 3, 4, 5)])
