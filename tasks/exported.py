@@ -161,11 +161,11 @@ def read_array(data: object) -> NDArray[Any]:
 
 def schema_inputs(schema: Schema, data: object) -> NDArray[np.float32]:
     """Return the model's inputs, shape (n, schema.width), for a table, a folder of tables or a data frame."""
-    from .table_files import Source, frame_inputs, read_rows
+    from .table_files import RowSource, frame_inputs, read_rows
 
     if isinstance(data, str):
         data = Path(data)
-    if isinstance(data, Path | Source):
+    if isinstance(data, Path | RowSource):
         return read_rows(data, schema, labelled=False).inputs
     return frame_inputs(data, schema)
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base.refusal import Refusal
-from .table_files import CODE, DECIMAL_COMMA, Cells, Files, Source, clients_of, listed
+from .table_files import CODE, DECIMAL_COMMA, Cells, Files, RowSource, clients_of, listed
 from .table_schema import MISSING, Column, Schema, plain, with_label
 
 DRAFT_COMMAND = "fedveil new draft --from csv {} writes a first draft"
@@ -173,7 +173,7 @@ def draft_schema(paths: Sequence[Path], label: str | None = None) -> SchemaDraft
     return draft_of([Files(client) for path in paths for client in clients_of(path)], label)
 
 
-def draft_of(sources: Sequence[Source], label: str | None = None) -> SchemaDraft:
+def draft_of(sources: Sequence[RowSource], label: str | None = None) -> SchemaDraft:
     """Return a schema that the content of clients' sources suggests; `label` and errors as of `draft_schema`."""
     contents, ends, files = _contents(sources)
     if label is None and len(ends) > 1:
@@ -194,7 +194,7 @@ def draft_of(sources: Sequence[Source], label: str | None = None) -> SchemaDraft
     return SchemaDraft(schema, left_out, {each.column.name: each for each in words if len(each.sets) > 1})
 
 
-def _contents(sources: Sequence[Source]) -> tuple[dict[str, Content], dict[str, str], list[Path]]:
+def _contents(sources: Sequence[RowSource]) -> tuple[dict[str, Content], dict[str, str], list[Path]]:
     """Return each column's content, a description of each table's last column, by names as `plain`, and the tables."""
     contents, ends, names = dict[str, Content](), dict[str, str](), dict[str, str]()
     files = list[Path]()

@@ -84,7 +84,7 @@ class Rows:
 
 
 @runtime_checkable
-class Source(Protocol):
+class RowSource(Protocol):
     """One client's tables, wherever they are.
 
     Attributes:
@@ -179,12 +179,12 @@ def _is_table(path: Path) -> bool:
     return is_table
 
 
-def source_of(path: Path | Source) -> Source:
+def source_of(path: Path | RowSource) -> RowSource:
     """Return a source; a path is one of files."""
     return Files(path) if isinstance(path, Path) else path
 
 
-def read_rows(path: Path | Source, schema: Schema, labelled: bool = True) -> Rows:
+def read_rows(path: Path | RowSource, schema: Schema, labelled: bool = True) -> Rows:
     """Return the rows of all tables of a client.
 
     Args:
@@ -207,7 +207,7 @@ def read_rows(path: Path | Source, schema: Schema, labelled: bool = True) -> Row
     return Rows(inputs, np.concatenate(targets) if targets else None)
 
 
-def read_columns(path: Path | Source, schema: Schema) -> dict[str, NDArray[Any]]:
+def read_columns(path: Path | RowSource, schema: Schema) -> dict[str, NDArray[Any]]:
     """Return the schema's columns of all rows of `read_rows` by name: numbers, NaN if missing, and words.
 
     A word is the first spelling of its category, or empty if it is missing. A word of no category remains as it is; a
@@ -220,7 +220,7 @@ def read_columns(path: Path | Source, schema: Schema) -> dict[str, NDArray[Any]]
     return _read_columns(path, (*schema.columns, *schema.groups), schema, values_of)
 
 
-def read_persons(path: Path | Source, column: str, schema: Schema) -> list[str]:
+def read_persons(path: Path | RowSource, column: str, schema: Schema) -> list[str]:
     """Return the person of each row from a column that is not in the schema; other arguments as of `read_rows`."""
 
     def persons_of(cells: Cells) -> NDArray[np.object_]:
@@ -235,14 +235,14 @@ def read_persons(path: Path | Source, column: str, schema: Schema) -> list[str]:
 
 
 def read_groups(
-    path: Path | Source, columns: Sequence[Column], schema: Schema
+    path: Path | RowSource, columns: Sequence[Column], schema: Schema
 ) -> dict[str, NDArray[np.int64]]:
     """Return by column the number of each row's category, -1 if it is missing; other arguments as of `read_rows`."""
     return _read_columns(path, columns, schema, Cells.codes)
 
 
 def _read_columns(
-    path: Path | Source, columns: Sequence[Column], schema: Schema, read: Callable[[Cells], NDArray[Any]]
+    path: Path | RowSource, columns: Sequence[Column], schema: Schema, read: Callable[[Cells], NDArray[Any]]
 ) -> dict[str, NDArray[Any]]:
     """Return the results of a function of a column's cells in one block, by column, over all blocks of a client's tables."""
     parts: dict[str, list[NDArray[Any]]] = {column.name: [] for column in columns}

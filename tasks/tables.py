@@ -27,7 +27,7 @@ from .group_weights import weighted_schema
 from .partition import Partition
 from .scaling import ASKED, FIELD, Moments, standardised, with_moments
 from .table_draft import DRAFT_COMMAND, draft_of
-from .table_files import Files, Source, clients_of, read_columns, read_groups, read_persons, read_rows
+from .table_files import Files, RowSource, clients_of, read_columns, read_groups, read_persons, read_rows
 from .table_schema import Schema, plain, read_schema
 
 MODELS = ("linear", "mlp", "gam")
@@ -56,7 +56,7 @@ class Tables:
     hidden: tuple[int, ...] = ()
     simulated: bool = False
     grouped: tuple[str, ...] = ()
-    sources: tuple[Source, ...] = ()
+    sources: tuple[RowSource, ...] = ()
 
     # Only simulated clients' rows are held out, and `held_out_file` is declared public.
     held_out_public = True
@@ -312,7 +312,7 @@ class TableKeys:
     group_equal_rows: bool = False
     encoding: str | None = None
 
-    def sources(self) -> list[Source]:
+    def sources(self) -> list[RowSource]:
         """Return the clients' tables."""
         if self.data is not None:
             return [self.files(self.data)]
@@ -320,11 +320,11 @@ class TableKeys:
         paths = clients_of(Path(self.folder), public) if self.folder is not None else []
         return [self.files(path) for path in paths]
 
-    def files(self, path: str | Path) -> Source:
+    def files(self, path: str | Path) -> RowSource:
         """Return the tables at a path."""
         return Files(Path(path), self.encoding)
 
-    def agreed(self, sources: Sequence[Source]) -> Schema:
+    def agreed(self, sources: Sequence[RowSource]) -> Schema:
         """Return the schema that all clients share, with the model's bins, scaling and weights, and without persons."""
         schema = _without(self.person, _schema(self, sources), self.simulated)
         if self.model == "gam":
@@ -344,7 +344,7 @@ def load(*args: Any, **options: Any) -> Tables:
     groups = _groups(schema, [keys.groups] if isinstance(keys.groups, str) else keys.groups)
     clients = tuple(_examples(source, schema, keys.person, groups) for source in sources)
     if keys.partition != "natural":
-        clients, sources = _dealt(clients, schema, keys), list[Source]()
+        clients, sources = _dealt(clients, schema, keys), list[RowSource]()
     elif keys.num_clients not in (None, len(clients)) and keys.folder is not None:
         remedy = f"{keys.folder} gives {len(clients)}, one per file or folder; leave it out"
         raise Refusal("task.num_clients", keys.num_clients, remedy)
@@ -364,7 +364,7 @@ def _groups(schema: Schema, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(schema.group(name).name for name in names))
 
 
-def _schema(keys: TableKeys, sources: Sequence[Source]) -> Schema:
+def _schema(keys: TableKeys, sources: Sequence[RowSource]) -> Schema:
     """Return the declared schema or, for simulated tables without one, a draft from their rows."""
     declared = Path(keys.schema) if keys.schema else Path(keys.folder or ".") / SCHEMA
     if keys.schema or (keys.folder and declared.is_file()):
@@ -405,7 +405,7 @@ def _without(person: str | None, schema: Schema, simulated: bool) -> Schema:
 
 
 def _examples(
-    source: Source, schema: Schema, person: str | None = None, grouped: Sequence[str] = ()
+    source: RowSource, schema: Schema, person: str | None = None, grouped: Sequence[str] = ()
 ) -> Examples:
     """Return the rows of a client's tables, with their persons and their groups by the columns `grouped`."""
     rows = read_rows(source, schema)
@@ -446,7 +446,7 @@ def _dealt(clients: Sequence[Examples], schema: Schema, keys: TableKeys) -> tupl
     return tuple(only(pool, share) for share in shares)
 
 
-def _unscaled(keys: TableKeys, sources: Sequence[Source]) -> list[Examples]:
+def _unscaled(keys: TableKeys, sources: Sequence[RowSource]) -> list[Examples]:
     """Return the clients' rows without `moments`; empty if there are none, or a partition dealt the rows."""
     if keys.moments is None:
         return []
