@@ -218,7 +218,7 @@ def test_a_million_cells_make_no_objects(tmp_path: Path) -> None:
     assert os.path.getsize(file) > 500_000
 
 
-def test_folders_below_a_client_belong_to_it_with_their_keys_as_columns(hospitals: Path) -> None:
+def test_folders_below_a_client_belong_to_it(hospitals: Path) -> None:
     (hospitals / "schema.yaml").write_text(
         SCHEMA.replace("  diagnosis: {", "  ward: {categories: [A b, c]}\n  diagnosis: {", 1)
     )
