@@ -22,6 +22,7 @@ TABLE = {
     ("settings", "server"): "deployment.settings:ServerSettings",  # configs/reference.py
     ("task settings", "shipped"): "tasks.shipped.settings:TASKS",  # configs/schema.py
     ("task settings", "text"): "text.settings:TASKS",
+    ("label", "survival"): "tables.survival:survival",  # tasks/table_schema.py
     ("personal", "own_layers"): "personal.own_layers",  # tasks/__init__.py, client/workbench.py
     ("engine", "ray"): "engines.ray:ray_grid",  # simulations/engines.py
     ("task", "mnist5k"): "tasks.shipped.mnist5k",  # tasks/__init__.py

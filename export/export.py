@@ -249,6 +249,7 @@ def _write_export(folder: Path, model: nn.Module, source: Source, order: Order) 
         "released_bytes": source.file.stat().st_size,
         "milliseconds_a_row": _milliseconds(exported, sample[:1].numpy()),
         **_comparison(source, exported),
+        **_label(source.task),
         "privacy": source.privacy,
         "privacy_said": source.statement,
     }
@@ -318,6 +319,13 @@ def _sample(task: Task, public: Tensor | None) -> Tensor:
         remedy = "has several or named inputs; an export needs one tensor"
         raise Refusal("model", type(task).__name__, remedy)
     return sample
+
+
+def _label(task: Task) -> dict[str, Any]:
+    """Return the card's entry of the label of a table that declares its kind."""
+    schema = getattr(task, "schema", None)
+    keys = {} if schema is None else dict(schema.outcome.keys)
+    return {"label": keys} if keys else {}
 
 
 def _comparison(source: Source, exported: Model) -> dict[str, Any]:

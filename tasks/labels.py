@@ -43,7 +43,7 @@ class LabelColumn(Protocol):
 
 
 class LabelCells(Protocol):
-    """Cells of a label's column in a block of a table; a missing one is refused."""
+    """Cells of a label's column in a block of a table; `is_label` refuses a missing one."""
 
     def codes(self, is_label: bool = False) -> NDArray[np.int64]:
         """Return the number of each cell's category, shape (n,)."""
@@ -51,6 +51,14 @@ class LabelCells(Protocol):
 
     def scaled(self, is_label: bool = False) -> NDArray[np.float64]:
         """Return numbers clipped to their bounds and scaled to -1 .. 1, shape (n,)."""
+        ...
+
+    def numbers(self) -> NDArray[np.float64]:
+        """Return numbers as they are, shape (n,), NaN for a missing one."""
+        ...
+
+    def refuse_any(self, faults: NDArray[np.bool_], remedy: str) -> None:
+        """Refuse the first faulty cell, if there is one."""
         ...
 
 

@@ -28,6 +28,10 @@ OWN_INPUT = (
     "category",
     "indicator",
 )  # values of `missing` for `Column.missing_input`: of words or bins, of a number
+REFUSED_KINDS = {
+    "cox": "its partial likelihood compares records, so no record's part is bounded; use kind: survival, whose loss sums each "
+    "record's own hazards"
+}
 # A word that a schema's file holds without quotes; `_word` quotes others.
 PLAIN = re.compile(r"[^\W\d][\w ./()-]*[\w.)]|[^\W\d]")
 
@@ -77,9 +81,13 @@ class Column:
         """Number of inputs for values: the categories, the bins of a number, or 1 for the number itself."""
         return len(self.categories) or len(self.edges) + 1
 
-    @cached_property
+    @property
     def words(self) -> tuple[str, ...]:
         """The categories, each by its first spelling."""
+        return self._words
+
+    @cached_property
+    def _words(self) -> tuple[str, ...]:
         return tuple(spellings[0] for spellings in self.categories)
 
     @cached_property
@@ -139,8 +147,7 @@ class Schema:
     @cached_property
     def outcome(self) -> Label:
         """The label: what the model predicts, and how it is trained and measured."""
-        column: Any = self.target  # its cached `words` are no property to pyright
-        return self.kind or (Classes if column.categories else Number)(column)
+        return self.kind or (Classes if self.target.categories else Number)(self.target)
 
     @cached_property
     def label_columns(self) -> tuple[Column, ...]:
@@ -267,6 +274,8 @@ def _labelled(schema: Schema, label: str | None, declared: object, where: str) -
         return with_label(schema, label or declared, where)
     keys: dict[str, Any] = {str(key): value for key, value in declared.items()}  # pyright: ignore
     field, kind = f"{where}: label", keys.pop("kind", None)
+    if kind in REFUSED_KINDS:
+        raise Refusal(field, kind, REFUSED_KINDS[str(kind)])
     if kind not in (kinds := names("label")):
         remedy = f"kind must be one of {', '.join(kinds)}; of one column of categories or numbers, give its name alone"
         raise Refusal(field, kind, remedy)
@@ -592,7 +601,7 @@ def _flow(value: object) -> str:
     if isinstance(value, tuple):
         items: tuple[object, ...] = value  # pyright: ignore[reportUnknownVariableType]
         return f"[{', '.join(map(_flow, items))}]"
-    return _digits(value) if isinstance(value, float) else _word(str(value))
+    return _digits(value) if isinstance(value, int | float) else _word(str(value))
 
 
 def _word(word: str) -> str:

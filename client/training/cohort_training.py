@@ -299,7 +299,9 @@ def _perceptron(model: nn.Module, flat: bool) -> Layers:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Return whether a layer is linear, acts on each number alone, or flattens each example."""
+    """Return whether a layer is linear and all trained, acts on each number alone, or flattens each example."""
+    if not all(parameter.requires_grad for parameter in layer.parameters()):
+        return False
     if isinstance(layer, nn.Flatten):
         return (layer.start_dim, layer.end_dim) == (1, -1)
     return type(layer) in (nn.Linear, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU)

@@ -241,3 +241,26 @@ def test_a_device_without_torch_keeps_a_model_that_predicts(
     np.save(tmp_path / "new.npy", np.float32([[9, 0], [-9, 1]]))
     assert run(["predict", str(file.parent), str(tmp_path / "new.npy")]) == 0
     assert [line[0] for line in capsys.readouterr().out.splitlines()] == ["c", "1", "0"]
+
+
+def test_a_device_predicts_survival_by_its_final_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.fsync", lambda _: None)
+    (tmp_path / "common").mkdir()
+    schema = "label: {kind: survival, time: t, event: e, bins: 2}\ncolumns:\n  x: {low: 0, high: 4}\n"
+    (tmp_path / "common" / "s.yaml").write_text(
+        schema + "  t: {low: 0, high: 8}\n  e: {categories: [no, yes]}\n"
+    )
+    (tmp_path / "f.yaml").write_text(yaml.safe_dump(FEDERATION))
+    provision(tmp_path / "f.yaml", tmp_path / "shops", None)
+    client = tmp_path / "shops" / "clients" / "a"
+    (client / "table.csv").write_text("x,t,e\n" + "1,2,yes\n3,8,no\n" * 10)
+    task = load(schema=str(client / "schema.yaml"))
+    device = read_device(read_client_bundle(client))
+    assert device.task.count(None) == 20
+    model = {"0.weight": np.zeros((1, 1), np.float32), "1.bias": np.float32([0, -1.0986123])}
+    record_end(client / "state", RunOver("spring", "completed", 20, model, agreement_of(task) or ""))
+    (tmp_path / "new.csv").write_text("x\n2\n")
+    assert run(["predict", str(client), str(tmp_path / "new.csv")]) == 0
+    assert capsys.readouterr().out.split() == ["median_t,survival_at_4,survival_at_8", "4,0.5,0.375"]
