@@ -28,6 +28,7 @@ from ..face import FinishedRun, simulate
 from ..run.released import task_of
 from ..tasks.table_files import read_columns, read_rows
 from ..tasks.table_schema import Schema, read_schema
+from ..tasks.tables import tables_of
 from .sources import SOURCES, schema_file, write_split
 from .tables import Row, as_table, found_in, keep
 
@@ -115,7 +116,7 @@ def _value(run: FinishedRun, held_out: Path) -> float:
     for name in ("concordance", "r2", "auc"):
         if name in run.metrics:
             return run.metrics[name]
-    task = task_of(run.folder)
+    task = tables_of(task_of(run.folder))
     with torch.no_grad():
         chances = run.model(task.encode(str(held_out))).softmax(1).double()
     targets = read_rows(held_out, task.schema).targets

@@ -45,7 +45,8 @@ class Split:
         for column in self.columns:
             name = column["name"]
             if not column["words"]:
-                frame[name] = pd.to_numeric(frame[name], errors="coerce").clip(column["low"], column["high"])
+                numbers = np.asarray(pd.to_numeric(frame[name], errors="coerce"), float)
+                frame[name] = np.clip(numbers, column["low"], column["high"])
         return frame
 
     def score(self, outputs):
