@@ -69,10 +69,14 @@ def show_plan(settings: SimulationSettings, *, as_json: bool = False, plot: Path
             console.print()
         _show(console, federation, plan, budget)
     if isinstance(settings.task, CsvTask):
+        from ..tasks.tables import tables_of  # torch
+
         chosen = federation.settings  # with the rate and the strategy that suit the tables
         rate, strategy = chosen.local_training.learning_rate, chosen.strategy.target or chosen.strategy.name
         batch_size = chosen.training.batch_size
         console.print(f"Training: learning_rate {rate:g}, batch_size {batch_size}, {strategy}.")
+        for column in tables_of(federation.task).schema.constrained:
+            console.print(f"Released model: {column.name} {column.constraint}, at no epsilon.")
     return 0
 
 

@@ -449,7 +449,9 @@ def describe_shapes(shapes: Fields | None) -> dict[str, Any] | None:
 def _shape(shape: Fields, score: str, index: int) -> dict[str, Any]:
     """Return what a column adds to one score, by the edges of its bins or by its words; `index` is that of the score."""
     values = [_round_value(each) for each in shape["values"][index]]
+    constraint = {"constraint": shape["constraint"]} if "constraint" in shape else {}
     return {
+        **constraint,
         "column": shape["column"],
         "score": score,
         "edges": shape.get("edges"),

@@ -27,6 +27,7 @@ from ..server.rounds import Ending, Status
 from .acts import write_refusal
 from .average import early_of
 from .files import AUDIT_KEY, CURVE, FAREWELL, MANIFEST, MODEL, RESULT, SAVED, SCALING, locate_ledger
+from .final_model import final_model
 from .learning_rate import rise_of
 from .manifest import TASK_FILES, manifest_of, write_manifest
 from .prepared_run import Run
@@ -214,7 +215,8 @@ def _rounds_of_model(history: list[dict[str, Any]], state: State) -> list[dict[s
 def write_results(progress: Progress, state: State, result: dict[str, Any], title: str) -> None:
     """Write model, result and, last, the curve."""
     folder = progress.run.folder
-    model = {name: np.asarray(value, order="C") for name, value in state.model.items()}
+    arrays = final_model(progress.run.federation.task, state)
+    model = {name: np.asarray(value, order="C") for name, value in arrays.items()}
     replace_file(folder / MODEL, safetensors_parts(model), mode=None)
     finite = {name: value if math.isfinite(value) else None for name, value in result["metrics"].items()}
     text = json.dumps({**result, "metrics": finite}, indent=2) + "\n"

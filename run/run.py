@@ -37,6 +37,7 @@ from .average import average_after
 from .callbacks import Callback, RunEnd, RunStart, frozen, guarded, read_only_model
 from .client_instructions import order_of
 from .files import CLIENTS_LOG
+from .final_model import final_model
 from .held_out_metrics import confusion, evaluator
 from .log_file import LogFile, written_by
 from .machine_time import machine_time, time_since
@@ -162,13 +163,14 @@ def run_federation(
             ending = _run_rounds(progress, strategies, environment, grid, callbacks)
         stop_keeping()
         state = ending.state
-        is_new = state.average.models or not run.federation.settings.measures(state.round)
-        measured = evaluator(run.federation)(state.model, state.round) if is_new else {}
+        final = final_model(run.federation.task, state)
+        is_new = final is not state.arrays or not run.federation.settings.measures(state.round)
+        measured = evaluator(run.federation)(final, state.round) if is_new else {}
         title = title_of(progress.run.federation)
-        counts, fields = confusion(run.federation, state.model), _after_release(progress.run, ending)
+        counts, fields = confusion(run.federation, final), _after_release(progress.run, ending)
         with refusing(federation.population.words.folder, folder, "cannot be read or written"):
             result = finish(progress, ending, time_since(begin), title, measured, counts, fields)
-        model = read_only_model(state.model)
+        model = read_only_model(final)
         run_end = RunEnd(result["status"], result["reason"], folder, frozen(result), model)
         for each in callbacks:
             each.end(run_end)
@@ -179,7 +181,8 @@ def _after_release(run: Run, ending: Ending) -> dict[str, Any]:
     """Return the fields that queries and figures of extensions add to the result of a run whose released model is fixed."""
     if ending.status not in (Status.COMPLETED, Status.EXHAUSTED):
         return {}
-    fields = [query.released(run, ending.state.model) for query in queries_of(run.federation.settings)]
+    model = final_model(run.federation.task, ending.state)
+    fields = [query.released(run, model) for query in queries_of(run.federation.settings)]
     names = getattr(run.federation.task, "released_figures", ())
     fields += [
         extension(FIGURES, name, "task", name)(run, ending.state)

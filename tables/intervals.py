@@ -97,6 +97,8 @@ def _released(run: Run, state: State, task: Tables) -> Fit:
     steps, examples = steps_of(run, state), task.held_out()
     if task.weights:
         raise NoInterval("weights of classes move the scores; train without them")
+    if task.schema.constrained:
+        raise NoInterval("shapes with a direction or a bound follow no such law; remove monotone and bound")
     if not run.federation.held_out_public or len(examples) < MIN_ROWS:
         raise NoInterval(f"name at least {MIN_ROWS} public rows by task.held_out_file")
     if (size := sum(each.size for each in state.model.values())) > MAX_PARAMETERS:

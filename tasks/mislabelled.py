@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -89,6 +89,10 @@ class Mislabelled:
     @property
     def squared_length(self) -> float | None:
         return getattr(self.task, "squared_length", None)
+
+    @property
+    def final_model(self) -> Callable[[dict[str, NDArray[Any]]], dict[str, NDArray[Any]]] | None:
+        return getattr(self.task, "final_model", None)
 
     def model(self) -> nn.Module:
         return self.task.model()

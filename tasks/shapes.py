@@ -69,6 +69,8 @@ def shapes(
 def _shape(column: Column, values: NDArray[np.float64], missing: NDArray[np.float64]) -> dict[str, Any]:
     """Return one column's shape; `values` have shape (scores, bins or words), `missing` shape (scores,)."""
     shape: dict[str, Any] = {"column": column.name, "range": float(np.ptp(values, 1).max())}
+    if column.is_constrained:
+        shape["constraint"] = column.constraint
     if column.categories:
         shape["words"] = list(column.words)
     else:

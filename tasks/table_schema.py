@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,7 +23,20 @@ from .labels import Classes, Label, Number
 # Spellings of an unknown value, unless the schema declares others.
 MISSING = ("", "?", "na", "n/a", "nan", "null", "none")
 KEYS = ("label", "missing", "columns", "groups", "group_weights")
-COLUMN_KEYS = ("low", "high", "mean", "deviation", "edges", "missing", "required", "categories", "weights")
+COLUMN_KEYS = (
+    "low",
+    "high",
+    "mean",
+    "deviation",
+    "edges",
+    "missing",
+    "required",
+    "categories",
+    "weights",
+    "monotone",
+    "bound",
+)
+DIRECTIONS = ("up", "down")  # values of `monotone`
 MISSING_KEYS = ("words", "value")
 OWN_INPUT = (
     "category",
@@ -52,6 +66,8 @@ class Column:
       edges: edges between the bins of a number, ascending; each bin is an input. Empty if the number itself is the input.
       standard: mean and standard deviation that scale a clipped number, in place of its bounds.
       missing_input: whether a missing value is an input of its own, the column's last, 1 if it is missing and 0 otherwise.
+      monotone: `up` or `down`, the direction in which the released model's score changes with a number; empty for any.
+      bound: largest size of what the column adds to the released model's score, above 0, in the score's unit.
     """
 
     name: str
@@ -65,6 +81,19 @@ class Column:
     edges: tuple[float, ...] = ()
     standard: tuple[float, float] | None = None
     missing_input: bool = False
+    monotone: str = ""
+    bound: float = math.inf
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether the released model's shape has a direction or a bound."""
+        return bool(self.constraint)
+
+    @property
+    def constraint(self) -> str:
+        """Direction and bound in words; empty without any."""
+        bound = f"within {self.bound:g}" if self.bound < math.inf else ""
+        return ", ".join(filter(None, (self.monotone, bound)))
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -166,6 +195,11 @@ class Schema:
         return tuple(column for column in self.inputs if not column.categories and not column.edges)
 
     @property
+    def constrained(self) -> tuple[Column, ...]:
+        """The columns whose shapes in the released model have a direction or a bound."""
+        return tuple(column for column in self.inputs if column.is_constrained)
+
+    @property
     def width(self) -> int:
         """Number of inputs of the model."""
         return sum(column.width for column in self.inputs)
@@ -251,10 +285,9 @@ def read_schema(path: Path, label: str | None = None) -> Schema:
             raise Refusal(f"{where}: {column.name}", "groups", remedy)
         if plain(column.name) in others:
             raise Refusal(f"{where}: {column.name}", "groups", "is in columns too; remove it from one")
-        if column.missing_input:
-            raise Refusal(
-                f"{where}: {column.name}", "missing", "is no input of the model in groups; remove it"
-            )
+        if column.missing_input or column.is_constrained:
+            remedy = "belong to inputs of the model, and groups are none; remove them"
+            raise Refusal(f"{where}: {column.name}", "missing, monotone and bound", remedy)
     schema = _labelled(Schema(inputs_and_label, "", missing, groups), label, values.get("label"), where)
     if "group_weights" not in values:
         return schema
@@ -328,6 +361,7 @@ def with_label(schema: Schema, label: object, where: str) -> Schema:
         for misplaced, key, remedy in (
             (is_label and column.edges, "edges", "belong to inputs, and this is the label; remove them"),
             (is_label and column.missing_input, "missing", "is refused in a label; remove it"),
+            (is_label and column.is_constrained, "monotone and bound", "belong to inputs; remove them"),
             (
                 is_label and column.standard,
                 "mean and deviation",
@@ -407,6 +441,10 @@ def _column(where: str, name: str, definition: object) -> Column:
     if required not in ("true", "false"):
         raise Refusal(where, required, "required must be true or false")
     column = _with_missing(where, Column(name, required=required == "true"), values.get("missing"))
+    if "bound" in values:
+        column = replace(column, bound=_number(where, "bound", values["bound"]))
+        if column.bound <= 0:
+            raise Refusal(where, f"{column.bound:g}", "bound must be above 0")
     if "categories" in values:
         return _categorical(where, column, values)
     return _numeric(where, column, values)
@@ -414,7 +452,7 @@ def _column(where: str, name: str, definition: object) -> Column:
 
 def _categorical(where: str, column: Column, values: dict[str, Any]) -> Column:
     """Return the column with the keys of its definition that belong to categories; refuse those of numbers."""
-    for key in ("low", "high", "mean", "deviation", "edges"):
+    for key in ("low", "high", "mean", "deviation", "edges", "monotone"):
         if key in values:
             raise Refusal(where, values[key], f"{key} belongs to a number; remove it here")
     if column.missing is not None:
@@ -438,7 +476,11 @@ def _numeric(where: str, column: Column, values: dict[str, Any]) -> Column:
     if column.missing is not None and not low <= column.missing <= high:
         raise Refusal(where, f"{column.missing:g}", f"missing must lie between {low:g} and {high:g}")
     edges = _edges(where, values["edges"], low, high) if "edges" in values else ()
-    return replace(column, low=low, high=high, edges=edges, standard=_standard(where, values, low, high))
+    monotone = values.get("monotone", "")
+    if monotone and monotone not in DIRECTIONS:
+        raise Refusal(where, monotone, f"monotone must be {' or '.join(DIRECTIONS)}")
+    standard = _standard(where, values, low, high)
+    return replace(column, low=low, high=high, edges=edges, standard=standard, monotone=monotone)
 
 
 def _standard(where: str, values: dict[str, Any], low: float, high: float) -> tuple[float, float] | None:
@@ -576,6 +618,10 @@ def _parts(column: Column) -> Iterator[str]:
         yield f"missing: {{words: {_words(column.absent)}, value: {value}}}"
     elif column.absent or value:
         yield f"missing: {value or _words(column.absent)}"
+    if column.monotone:
+        yield f"monotone: {column.monotone}"
+    if column.bound < math.inf:
+        yield f"bound: {_digits(column.bound)}"
     if column.required:
         yield "required: true"
 

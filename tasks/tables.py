@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..base.extensions import extension
 from ..base.refusal import Refusal
 from ..configs.bundle_files import SCHEMA
 from ..privacy.statistics.holdout import holdout_mask
@@ -103,6 +104,10 @@ class Tables:
         head = self.schema.outcome.head
         return perceptron((self.schema.width, *self.hidden), head) if self.hidden else head(self.schema.width)
 
+    def final_model(self, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return the arrays of the model that a run leaves: shapes with the schema's directions and bounds."""
+        return constraints().constrained(self.schema, arrays) if self.schema.constrained else arrays
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return self.schema.outcome.loss(outputs, targets, self.weights)
 
@@ -175,6 +180,11 @@ class Tables:
     def decode(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
         """Return predictions by column name, as the label's kind makes them: such as a category and its probability."""
         return schema_predictions(self.schema, outputs.detach().numpy())
+
+
+def constraints() -> Any:
+    """Return the module of directions and bounds of shapes."""
+    return extension("tables", "constraints", "task.schema", "monotone and bound")
 
 
 def tables_of(task: object) -> Tables:
@@ -341,6 +351,8 @@ def load(*args: Any, **options: Any) -> Tables:
     keys = TableKeys(*args, **options)
     layers, sources = layers_of(keys.model, keys.hidden), keys.sources()
     schema = keys.agreed(sources)
+    if schema.constrained:
+        constraints().require_shapes(schema, layers)
     groups = _groups(schema, [keys.groups] if isinstance(keys.groups, str) else keys.groups)
     clients = tuple(_examples(source, schema, keys.person, groups) for source in sources)
     if keys.partition != "natural":

@@ -38,6 +38,7 @@ sys.meta_path = [each for each in sys.meta_path if "Editable" not in getattr(eac
 FUNCTIONS = {
     "personal": ("with_own_layers", "load_own", "store_own"),
     "task": ["load"],
+    "tables": ["constrained", "require_shapes"],
     "link": ["serve", "follow"],
 }  # of a module at a point
 VERIFY = """

@@ -112,5 +112,5 @@ def test_missing_input_of_a_group_is_refused(hospitals: Path) -> None:
         SCHEMA + "groups:\n  ward: {categories: [a, b], missing: category}\n"
     )
     (hospitals / "north.csv").write_text(NORTH)
-    with pytest.raises(Refusal, match="is no input of the model"):
+    with pytest.raises(Refusal, match="groups are none; remove them"):
         load(str(hospitals))
