@@ -36,6 +36,7 @@ TABLE = {
     ("task", "star"): "tasks.shipped.star",
     ("task", "text"): "text.task",
     ("group of text", "adapter"): "text.settings:AdapterSettings",  # configs/compose.py
+    ("tables", "row_weights"): "tables.row_weights",  # tasks/tables.py, tasks/table_schema.py
     ("tables", "constraints"): "tables.constraints",  # tasks/tables.py
     ("device data", "csv"): "tasks.tables:SHARED",  # deployment/device/client_bundle.py
     ("device data", "text"): "text.files:SHARED",

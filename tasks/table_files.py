@@ -217,7 +217,7 @@ def read_columns(path: Path | RowSource, schema: Schema) -> dict[str, NDArray[An
     def values_of(cells: Cells) -> NDArray[Any]:
         return cells.spelled() if cells.column.categories else cells.numbers()
 
-    return _read_columns(path, (*schema.columns, *schema.groups), schema, values_of)
+    return read_cells(path, (*schema.columns, *schema.groups), schema, values_of)
 
 
 def read_persons(path: Path | RowSource, column: str, schema: Schema) -> list[str]:
@@ -231,20 +231,27 @@ def read_persons(path: Path | RowSource, column: str, schema: Schema) -> list[st
         cells.refuse_any(absent, remedy)
         return np.array(names, dtype=object)[index]
 
-    return _read_columns(path, [Column(column)], schema, persons_of)[column].tolist()
+    return read_cells(path, [Column(column)], schema, persons_of)[column].tolist()
 
 
 def read_groups(
     path: Path | RowSource, columns: Sequence[Column], schema: Schema
 ) -> dict[str, NDArray[np.int64]]:
     """Return by column the number of each row's category, -1 if it is missing; other arguments as of `read_rows`."""
-    return _read_columns(path, columns, schema, Cells.codes)
+    return read_cells(path, columns, schema, Cells.codes)
 
 
-def _read_columns(
+def read_cells(
     path: Path | RowSource, columns: Sequence[Column], schema: Schema, read: Callable[[Cells], NDArray[Any]]
 ) -> dict[str, NDArray[Any]]:
-    """Return the results of a function of a column's cells in one block, by column, over all blocks of a client's tables."""
+    """Return the results of a function of a column's cells in one block, by column, over all blocks of a client's tables.
+
+    Args:
+      path: a file, a folder, or another source.
+      columns: to read.
+      schema: of the tables, for its words for a missing value.
+      read: returns an array of shape (n,) for a block's n cells.
+    """
     parts: dict[str, list[NDArray[Any]]] = {column.name: [] for column in columns}
     for opened in source_of(path).tables():
         with opened as table:

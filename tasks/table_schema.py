@@ -22,7 +22,7 @@ from .labels import Classes, Label, Number
 
 # Spellings of an unknown value, unless the schema declares others.
 MISSING = ("", "?", "na", "n/a", "nan", "null", "none")
-KEYS = ("label", "missing", "columns", "groups", "group_weights")
+KEYS = ("label", "missing", "columns", "groups", "group_weights", "weight")
 COLUMN_KEYS = (
     "low",
     "high",
@@ -158,6 +158,7 @@ class Schema:
       missing: words that stand for a missing value, in the form of `plain`.
       groups: columns with categories that may be groups, and are no inputs of the model.
       group_weights: weights of examples in the loss by group and class; None if all are 1.
+      weight: column of numbers that weighs each row in the loss, divided by its `high`; None if all weigh 1.
       kind: label that the schema declares by `kind`; None for one column of categories or numbers.
     """
 
@@ -166,6 +167,7 @@ class Schema:
     missing: tuple[str, ...] = field(default=MISSING)
     groups: tuple[Column, ...] = ()
     group_weights: GroupWeights | None = None
+    weight: Column | None = None
     kind: Label | None = None
 
     @cached_property
@@ -214,6 +216,8 @@ class Schema:
         lines = [f"label: {_flow(self.outcome.keys or self.label)}"]
         if self.missing != MISSING:
             lines.append(f"missing: {_words(self.missing)}")
+        if self.weight is not None:
+            lines += ["weight:", column_line(self.weight)]
         lines += ["columns:", *map(column_line, self.columns)]
         if self.groups:
             lines += ["groups:", *map(column_line, self.groups)]
@@ -269,7 +273,7 @@ def read_schema(path: Path, label: str | None = None) -> Schema:
     columns = values.get("columns")
     if not isinstance(columns, dict) or not columns:
         raise Refusal(where, columns, "columns must be a mapping of column names to their definitions")
-    inputs_and_label = _columns(where, columns)
+    inputs_and_label = columns_of(where, columns)
     missing = MISSING
     if values.get("missing") is not None:
         words = map(plain, _list(where, "missing", values["missing"]))
@@ -277,7 +281,7 @@ def read_schema(path: Path, label: str | None = None) -> Schema:
     definitions = values.get("groups", {})
     if not isinstance(definitions, dict):
         raise Refusal(where, definitions, "groups must be a mapping of column names to their categories")
-    groups = _columns(where, definitions)
+    groups = columns_of(where, definitions)
     others = {plain(column.name) for column in inputs_and_label}
     for column in groups:
         if not column.categories:
@@ -289,6 +293,10 @@ def read_schema(path: Path, label: str | None = None) -> Schema:
             remedy = "belong to inputs of the model, and groups are none; remove them"
             raise Refusal(f"{where}: {column.name}", "missing, monotone and bound", remedy)
     schema = _labelled(Schema(inputs_and_label, "", missing, groups), label, values.get("label"), where)
+    if "weight" in values:
+        return extension("tables", "row_weights", "weight", values["weight"]).with_weight(
+            schema, values, where
+        )
     if "group_weights" not in values:
         return schema
     return with_group_weights(schema, values["group_weights"], f"{where}: group_weights")
@@ -319,7 +327,7 @@ def _labelled(schema: Schema, label: str | None, declared: object, where: str) -
     return with_label(replace(schema, kind=outcome), first, where)
 
 
-def _columns(where: str, definitions: dict[Any, Any]) -> tuple[Column, ...]:
+def columns_of(where: str, definitions: dict[Any, Any]) -> tuple[Column, ...]:
     """Return the columns of a mapping; refuse a name that it has twice."""
     counts = Counter(plain(str(name)) for name in definitions)
     if twice := [name for name, count in counts.items() if count > 1]:
@@ -393,6 +401,8 @@ def with_group_weights(schema: Schema, value: object, where: str) -> Schema:
         )
         raise Refusal(where, value, remedy)
     target = schema.target
+    if schema.weight is not None:
+        raise Refusal(where, schema.weight.name, "weighs the rows too; remove one of them")
     if not schema.outcome.words:
         raise Refusal(where, schema.label, "has no classes, which weights by group need")
     if target.weights:

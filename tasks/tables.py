@@ -83,6 +83,8 @@ class Tables:
         1; then the classes in an unknown group, and in each group.
         """
         groups = self.schema.group_weights
+        if self.schema.weight is not None:
+            return row_weights().weights_of(self.schema)
         if groups is None:
             return self.schema.outcome.weights
         return tuple(chain((1.0,) * self.classes, groups.unknown, *groups.weights))
@@ -187,6 +189,11 @@ def constraints() -> Any:
     return extension("tables", "constraints", "task.schema", "monotone and bound")
 
 
+def row_weights() -> Any:
+    """Return the module of weights of rows."""
+    return extension("tables", "row_weights", "task.schema", "weight")
+
+
 def tables_of(task: object) -> Tables:
     """Return a task of tables, or the one inside a wrapper such as `Mislabelled`."""
     while not isinstance(task, Tables):
@@ -200,6 +207,8 @@ def weighted_task(task: Tables) -> Tables:
     Such a target is class + classes * (2 + group), with group -1 if unknown, and selects the weight in `Tables.weights`.
     Every training loop passes targets to the loss and to nothing else, so that weights need no channel of their own.
     """
+    if task.schema.weight is not None:
+        return row_weights().weighted(task)
     if (weights := task.schema.group_weights) is None:
         return task
 
@@ -355,6 +364,11 @@ def load(*args: Any, **options: Any) -> Tables:
         constraints().require_shapes(schema, layers)
     groups = _groups(schema, [keys.groups] if isinstance(keys.groups, str) else keys.groups)
     clients = tuple(_examples(source, schema, keys.person, groups) for source in sources)
+    if schema.weight is not None:
+        clients = tuple(
+            row_weights().with_levels(data, source, schema)
+            for data, source in zip(clients, sources, strict=True)
+        )
     if keys.partition != "natural":
         clients, sources = _dealt(clients, schema, keys), list[RowSource]()
     elif keys.num_clients not in (None, len(clients)) and keys.folder is not None:

@@ -38,9 +38,12 @@ sys.meta_path = [each for each in sys.meta_path if "Editable" not in getattr(eac
 FUNCTIONS = {
     "personal": ("with_own_layers", "load_own", "store_own"),
     "task": ["load"],
-    "tables": ["constrained", "require_shapes"],
     "link": ["serve", "follow"],
 }  # of a module at a point
+OF_TABLES = {
+    "constraints": ("constrained", "require_shapes"),
+    "row_weights": ("with_weight", "with_levels", "weighted", "weights_of"),
+}
 VERIFY = """
 from fedveil.__main__ import run
 sys.exit(run(["verify", "none"]))
@@ -119,6 +122,9 @@ def test_every_entry_of_the_table_has_the_functions_of_its_protocol() -> None:
         made = import_module(f"fedveil.{module}")
         if attribute:
             assert hasattr(made, attribute), (point, name)
+            continue
+        if point == "tables":
+            assert all(callable(getattr(made, each)) for each in OF_TABLES[name]), name
             continue
         if point in FUNCTIONS:
             assert all(callable(getattr(made, each)) for each in FUNCTIONS[point]), name
