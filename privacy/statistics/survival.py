@@ -220,10 +220,10 @@ class Survival:
         excess = (events - all_events * parts).sum(1)
         covariance = self._sampling(np.maximum(all_events, 0.0), np.maximum(all_rows, 0.0), parts)
         covariance += self._noise(all_events, all_rows, parts, sigma)
-        kept = slice(1, None)  # the groups' sum is zero
-        if np.linalg.matrix_rank(covariance[kept, kept]) < len(cells) - 1:
+        free = slice(1, None)  # the groups' sum is zero
+        if np.linalg.matrix_rank(covariance[free, free]) < len(cells) - 1:
             return unsaid(name, "cannot be said: too few events")
-        value = float(excess[kept] @ np.linalg.solve(covariance[kept, kept], excess[kept]))
+        value = float(excess[free] @ np.linalg.solve(covariance[free, free], excess[free]))
         freedom = len(cells) - 1
         p = float(chdtrc(freedom, max(value, 0.0)))
         verdict = "the curves differ" if p < LEVEL else "no difference is shown"

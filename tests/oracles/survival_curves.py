@@ -28,14 +28,14 @@ CASES = (
 
 def cases() -> list[dict[str, Any]]:
     datasets = import_module("lifelines.datasets")
-    found: list[dict[str, Any]] = []
+    rows_of_cases: list[dict[str, Any]] = []
     for name, columns, edges in CASES:
         rows = getattr(datasets, f"load_{name}")()[list(columns)]
         rows.columns = ["time", "event", "group"]
         counts = rows.groupby(["group", "time", "event"]).size().reset_index(name="rows")
         groups = sorted(map(str, rows["group"].unique()))
         for censoring in ("end", "middle"):
-            found.append(
+            rows_of_cases.append(
                 {
                     "data": name,
                     "edges": edges,
@@ -45,7 +45,7 @@ def cases() -> list[dict[str, Any]]:
                     **expected(rows, groups, edges, censoring),
                 }
             )
-    return found
+    return rows_of_cases
 
 
 def binned(rows: Any, edges: list[int], censoring: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:

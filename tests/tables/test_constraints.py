@@ -35,8 +35,8 @@ def model_of(schema: Schema, seed: int = 0) -> dict[str, NDArray[Any]]:
 
 
 def by_column(schema: Schema, model: dict[str, NDArray[Any]]) -> dict[str, dict[str, Any]]:
-    told = shapes(schema, model["weight"], model["bias"], lines=True)
-    return {each["column"]: each for each in told["shapes"]} | {"": told}
+    picture = shapes(schema, model["weight"], model["bias"], lines=True)
+    return {each["column"]: each for each in picture["shapes"]} | {"": picture}
 
 
 @pytest.mark.parametrize("label", [CLASSES, NUMBER])
@@ -163,8 +163,8 @@ def test_run_leaves_a_monotone_model_and_says_so(
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert result["metrics"]["loss"] != last["loss"]  # of the model that the run leaves
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    told = next(each for each in report["shapes"]["shapes"] if each["column"] == "age")
-    assert told["constraint"] == "up, within 1.5"
+    picture = next(each for each in report["shapes"]["shapes"] if each["column"] == "age")
+    assert picture["constraint"] == "up, within 1.5"
     assert "The schema requires" in (tmp_path / "run" / "report.html").read_text()
 
 
