@@ -303,7 +303,7 @@ class SimulationSettings(FederationSettings):
     def rules(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for missing settings, limits of the engine, and conflicts with the population."""
         yield from super().rules()
-        if isinstance(self.task, FolderTask) and self.task.folder is None:
+        if isinstance(self.task, FolderTask) and not self.task.locates_rows:
             yield "task.folder", "name the clients' folder, in which each file or folder is a client"
         if isinstance(self.partition, FlwrPartition) and not isinstance(self.task, CsvTask | CustomTask):
             yield (

@@ -99,6 +99,11 @@ class FolderTask(TaskGroup):
     person: Text | None = None
     """Column or field that identifies the person of a row or text, for privacy.per_person; no input of the model."""
 
+    @property
+    def locates_rows(self) -> bool:
+        """Whether a key says where the clients' rows are."""
+        return self.folder is not None
+
 
 class CsvTask(TableTask, FolderTask):
     """Tables with one schema, in CSV, Parquet, .xlsx or packed CSV; each file or folder is a client."""
@@ -110,6 +115,10 @@ class CsvTask(TableTask, FolderTask):
     """YAML file that describes the columns; null: schema.yaml in the folder, or inferred from simulated tables."""
     groups: Annotated[tuple[Text, ...], Field(strict=False)] = ()
     """Columns of the schema, or of its groups, whose categories are the groups of fairness metrics."""
+    query: Text | None = None
+    """One SELECT, whose result is a client's table, in place of folder. Rows of a CSV or Parquet file are the table `data`."""
+    database: Text | None = None
+    """File or URL on which the query is executed; a folder of files, each of which is a client. A URL has no password."""
     encoding: Text | None = None
     """Encoding of text files, as Python names it, such as cp1252. Null: UTF-8, or UTF-16 if a file begins with its mark."""
     bins: Annotated[int, Field(ge=2, le=256)] = 16
@@ -119,6 +128,11 @@ class CsvTask(TableTask, FolderTask):
     inputs are scaled by the bounds in the schema."""
     scaling_epsilon: Positive | None = None
     """Epsilon of that question alone; null: a quarter of the target, at most 1."""
+
+    @property
+    def locates_rows(self) -> bool:
+        """Whether a key says where the clients' rows are."""
+        return self.query is not None or self.database is not None or super().locates_rows
 
     def queries(self, whole: Any) -> Mapping[str, tuple[str, object]]:
         """Return the question about the inputs' scale, if the run asks for it."""

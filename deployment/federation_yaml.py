@@ -52,6 +52,7 @@ GROUPS: Mapping[str, Mapping[str, Any]] = {
 }
 HASHED, UNVERIFIED = REQUIREMENTS = ("hashed", "unverified_code")
 CHOICES = ("name", "target", "kind")  # of a task, of which one is set
+OWN_ROWS = ("data", "query", "database")  # keys of a task that say where a device's rows are
 OF_SCHEMA = ("label", "group_weights", "scaling")  # options of tables that stand in the schema of a bundle
 PATTERN = Form(
     "[a-z0-9*?][a-z0-9_*?-]{0,47}", f"must be {NAME_FORM}; * and ? stand for any of them in a name of many"
@@ -273,8 +274,8 @@ def is_pattern(name: str) -> bool:
 
 def _common_data(clients: Sequence[_Client]) -> Values:
     """Return the first client's data if each client has its own, so that the federation's task can be checked; else nothing."""
-    paths = [each.task.get("data") for each in clients]
-    return {"data": paths[0]} if all(paths) else {}
+    own = [{key: each.task[key] for key in OWN_ROWS if each.task.get(key)} for each in clients]
+    return own[0] if all(own) else {}
 
 
 def _schema(entries: Sequence[ClientEntry], folder: Path) -> str | None:
@@ -321,7 +322,7 @@ def _entry(client: _Client, shared: Mapping[str, Values], path: str, folder: Pat
     task = shared["task"]
     # A task of its own takes nothing of the federation's that would select another.
     if any(choice in client.task for choice in CHOICES):
-        task = {**task, **dict.fromkeys((*CHOICES, "data")), "args": {}}
+        task = {**task, **dict.fromkeys((*CHOICES, *OWN_ROWS)), "args": {}}
     defaults = {**shared, "task": task}
     parts = {group: fill(values, getattr(client, group)) for group, values in defaults.items()}
     for group, part in parts.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator, Sequence
-from datetime import datetime
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from ..base.extras import require_extra
 from ..base.refusal import Refusal
 from ..tasks.table_files import OpenTable
+from .cells import text_of
 
 BLOCK_ROWS = 1 << 13
 LARGEST_BYTES = (
@@ -45,26 +45,13 @@ def open_xlsx(file: Path, _encoding: str | None) -> OpenTable:
         raise Refusal("table", str(file), remedy)
     (sheet,) = full
     first = sheet.start[0]
-    header = [_text(cell) or "" for cell in next(islice(sheet.iter_rows(), first, None))]
+    header = [text_of(cell) or "" for cell in next(islice(sheet.iter_rows(), first, None))]
 
     def read(positions: Sequence[int]) -> Iterator[Sequence[Any]]:
         pa = import_module("pyarrow")
         cells = islice(sheet.iter_rows(), first + 1, None)
         for rows in iter(lambda: list(islice(cells, BLOCK_ROWS)), []):
-            yield [pa.array([_text(row[position]) for row in rows], pa.string()) for position in positions]
+            yield [pa.array([text_of(row[position]) for row in rows], pa.string()) for position in positions]
 
     rows = sheet.end[0] - first
     return OpenTable(file, header, max_rows=rows, first_row=first + 2, comma="", read=read)
-
-
-def _text(cell: object) -> str | None:
-    """Return a cell as a CSV file would hold it; None for an empty one."""
-    match cell:
-        case "":
-            return None
-        case float() if cell.is_integer():
-            return str(int(cell))
-        case datetime():
-            return cell.isoformat(" ")
-        case _:
-            return str(cell)

@@ -306,6 +306,8 @@ class TableKeys:
       moments: mean and deviation of columns by which a run that has asked scales its numbers; None for other runs.
       group_equal_rows: whether equal rows are held out together, as by the rule of earlier releases.
       encoding: of text files, as Python names it; None: UTF-8, or UTF-16 if a file begins with its mark.
+      query: SELECT whose result is a client's table, in place of `folder`.
+      database: file or URL on which it is executed, or a folder of files, each of which is a client.
     """
 
     folder: str | None = None
@@ -330,14 +332,25 @@ class TableKeys:
     moments: Moments | None = None
     group_equal_rows: bool = False
     encoding: str | None = None
+    query: str | None = None
+    database: str | None = None
 
     def sources(self) -> list[RowSource]:
         """Return the clients' tables."""
+        if self.query is not None or self.database is not None:
+            return self._results()
         if self.data is not None:
             return [self.files(self.data)]
         public = [Path(self.held_out_file)] if self.held_out_file is not None else []
         paths = clients_of(Path(self.folder), public) if self.folder is not None else []
         return [self.files(path) for path in paths]
+
+    def _results(self) -> list[RowSource]:
+        """Return the results of the query; refuse further tables."""
+        if (other := self.folder or self.data) is not None:
+            raise Refusal("task.query", self.query, f"gives the rows, and so does {other}; leave one out")
+        results = extension("rows", "query", "task.query", self.query)
+        return results(self.query, self.database)
 
     def files(self, path: str | Path) -> RowSource:
         """Return the tables at a path."""

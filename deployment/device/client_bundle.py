@@ -103,6 +103,8 @@ class TaskChoice:
       kind: "linear" trains a linear model with NumPy on the file `data`.
       data: relative to the bundle: an .npz file for a kind; a table, or a folder of tables, for the task csv; a file or a
         folder of texts for the task text.
+      query: one SELECT whose result is the table of the task csv, in place of `data`.
+      database: of the query: a URL, or a file relative to the bundle.
       client: number of this device among the task's clients, from 0.
       allow_modules: modules that may be imported for the task.
       options: arguments of a shipped task.
@@ -113,6 +115,8 @@ class TaskChoice:
     target: Annotated[str, Form(TARGET.pattern, "must name a class as 'module:Class'")] | None = None
     kind: Annotated[str, OneOf(KINDS)] | None = None
     data: str | None = None
+    query: str | None = None
+    database: str | None = None
     client: Annotated[int, Range(ge=0, le=LAST_NODE)]
     allow_modules: tuple[Annotated[str, MODULE], ...] = ()
     options: Mapping[str, Annotated[Any, OPTION]] = field(default_factory=dict[str, Any])
@@ -125,11 +129,27 @@ class TaskChoice:
         key, default = extension(OWN_DATA, str(self.name), "task.name", self.name)
         return {key: str(folder / str(self.options.get(key, default)))}
 
+    def rows(self, folder: Path) -> dict[str, str]:
+        """Return the options that say where the device's own rows are; paths are relative to the bundle in `folder`."""
+        if self.query is None:
+            return {"data": str(folder / str(self.data))}
+        database = str(self.database)
+        return {
+            "query": self.query,
+            "database": database if "://" in database else str(folder / database),
+        }
+
     def rules(self) -> Iterator[tuple[str, str]]:
         """Yield a key and a remedy for each rule between keys that is broken."""
         if [self.name, self.target, self.kind].count(None) != 2:
             yield "name", "give one of name, target and kind"
-        if (self.kind is not None or self.name in OWN_FILES) != (self.data is not None):
+        if (self.query is None) != (self.database is None):
+            yield "query", "is executed on a database; give both query and database"
+        if self.query is not None and (self.name != TABLES or self.data is not None):
+            yield "query", f"gives the rows of name: {TABLES}, in place of data"
+        if (self.kind is not None or self.name in OWN_FILES) != (
+            self.data is not None or self.query is not None
+        ):
             yield (
                 "data",
                 f"is required by a kind and by name: {' or '.join(OWN_FILES)}, and not allowed otherwise",

@@ -313,7 +313,7 @@ def read_device(bundle: ClientBundle) -> Device:
     """
     choice, client, own_options = bundle.settings.task, bundle.settings.task.client, dict[str, str]()
     if choice.name in OWN_FILES:  # each device has one file, or one folder of files, of its own
-        own_options = {"data": str(bundle.folder / str(choice.data)), **choice.shared(bundle.folder)}
+        own_options = {**choice.rows(bundle.folder), **choice.shared(bundle.folder)}
         client = 0
     settings = ClientSettings(
         choice.target or choice.name or choice.kind or "",
