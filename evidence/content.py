@@ -20,6 +20,7 @@ from .answers import describe_evaluations, read_answers
 from .cost import cost
 from .coverage import not_covered
 from .forms import count_items, facts_of_run, forms, nist_blocks
+from .held_out import intervals_of
 from .ledger_history import ledger_history, plan_curve
 from .memorisation import memorisation_of
 from .model import model_of
@@ -90,6 +91,7 @@ def report_of(
         "commands": list(commands),
         "missing": _missing(run, ledger),
     }
+    report |= intervals_of(run)
     if (lost := row_by_sums(run)) is not None:
         report["record_by_sums"] = lost
     if (memorisation := memorisation_of(run, other)) is not None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..run.run_files import Fields
 from .answers import FORMAT as ANSWERS
 from .charts import bar, thin
+from .held_out import MAX_COEFFICIENTS
 from .page_text import is_finite, resolve_pointer, step, text_of
 from .pictures import MAX_SHAPES, curves, exposed, pictures
 
@@ -68,6 +69,7 @@ def _render(
         style=Markup((PAGE / STYLE).read_text(encoding="utf-8")),
         max_figures=MAX_FIGURES,
         max_shapes=MAX_SHAPES,
+        max_coefficients=MAX_COEFFICIENTS,
         **more,
     )
 

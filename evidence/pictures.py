@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from ..privacy.statistics.survival import SURVIVAL
 from ..run.run_files import Fields
 from .charts import Chart, Line, Mark, Points, Whisker, bars, svg
+from .held_out import Band, bands, reliability
 from .memorisation import EXPOSURE
 from .page_text import is_finite, resolve_pointer, step
 
@@ -38,6 +41,7 @@ def pictures(report: Fields) -> dict[str, str]:
         "memorisation": _memorisation(report, "bits"),
         "quality": _memorisation(report, "quality"),
         "evaluations": _evaluations(report),
+        "reliability": reliability(report),
     }
     svgs = {name: svg(chart) for name, chart in charts.items() if chart is not None}
     return svgs | _shapes(report)
@@ -321,11 +325,14 @@ def _shapes(report: Fields) -> dict[str, str]:
     highest = max((each["highest"] for each in shapes), default=0.0)
     # A model that has learned nothing has no shape.
     ends = (lowest, highest) if lowest < highest else (-1.0, 1.0)
-    return {f"shape-{index}": _shape(f"shape-{index}", each, ends) for index, each in enumerate(shapes)}
+    return {
+        f"shape-{index}": _shape(f"shape-{index}", each, ends, bands(report, each))
+        for index, each in enumerate(shapes)
+    }
 
 
-def _shape(name: str, shape: Fields, ends: tuple[float, float]) -> str:
-    """Return a column's contributions, by a number's bins or by words."""
+def _shape(name: str, shape: Fields, ends: tuple[float, float], estimates: Sequence[Band]) -> str:
+    """Return a column's contributions, by a number's bins, with their estimates and intervals, or by words."""
     title = f"What {shape['column']} adds to the score of {shape['score']}"
     values = shape["values"]
     if shape["words"] is not None:
@@ -335,5 +342,17 @@ def _shape(name: str, shape: Fields, ends: tuple[float, float]) -> str:
     is_binned = len(values) < len(edges)  # else it has a value at each end, and a line between
     points = [*zip(edges, [*values, values[-1]][: len(edges)], strict=True)]
     lines = [Line([(edges[0], 0.0), (edges[-1], 0.0)], "plan"), Line(points, "accuracy", step=is_binned)]
+    middles = [sum(pair) / 2 for pair in pairwise(edges)]
+    points_with_ends = [
+        (x, *each) for x, each in zip(middles, estimates, strict=False) if is_binned and each is not None
+    ]
+    intervals = [
+        Whisker(x, max(low, ROOM * ends[0]), min(high, ROOM * ends[1]), "measured")
+        for x, _, low, high in points_with_ends
+    ]
+    marks = [Mark(x, value, "measured") for x, value, _, _ in points_with_ends if ends[0] <= value <= ends[1]]
     bottom, top = (ROOM * each for each in ends)
-    return svg(Chart(name, title, shape["column"], "adds", lines, top=top, bottom=bottom, from_zero=False))
+    chart = Chart(
+        name, title, shape["column"], "adds", lines, intervals, marks, top=top, bottom=bottom, from_zero=False
+    )
+    return svg(chart)

@@ -117,5 +117,7 @@ def _common_values(
         yield f"{name} of personal models", each["values"], [means.get(name) for means in columns.values()]
     for each in report["metrics"]:
         yield each["name"], each["value"], metrics.get(each["name"])
+    for name, key in (("held_out", "held_out"), ("coefficients", "intervals")):
+        yield f"{name} with intervals", report.get(name), result.get(key)
     if confusion := report.get("model", {}).get("confusion"):
         yield "confusion matrix", [row["counts"] for row in confusion], result.get("confusion")
