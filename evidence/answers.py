@@ -23,7 +23,7 @@ BINS = "histogram"  # also the kind of an evaluation's clients by metric, whose 
 OF_COUNTS = ("count", BINS, "crosstable", "top")  # kinds whose figures are drawn from 0 to the largest
 OF_SIGNS = ("correlation",)  # from -1 to 1
 OF_COLUMNS = "attributions"  # one for each column, and the number of rows
-OF_SHARES = ("fairness", "survival")  # from 0 to 1, in percent
+OF_SHARES = ("fairness", "survival", "discrimination")  # from 0 to 1, in percent
 EVALUATED = ("round", "epsilon", "noise_multiplier", "clients", "share", "confidence", "reason")
 COPIED = (  # fields that a report takes from a record as they are
     "name",

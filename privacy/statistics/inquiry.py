@@ -24,6 +24,7 @@ from ...base.refusal import Refusal, positive, real, word
 from ..budget import Unit
 from ..mechanisms.sum_spec import TRAINING, Segment, SumSpec, cells_for
 from .columns import Bins, Numbers, Table
+from .discrimination import Discrimination
 from .evaluation import EVALUATION
 from .fairness import Fairness, share_of
 from .figure import NORMAL_95, Figure
@@ -403,6 +404,15 @@ def _survival(group: Mapping[str, Any]) -> Survival:
     return Survival(_bins(group), _bins(group, "event"), groups, CENSORED_SHARES[censoring])
 
 
+DISCRIMINATION_KEYS = ("of", "categories", "score", "score_edges", "threshold")
+
+
+def _discrimination(group: Mapping[str, Any]) -> Discrimination:
+    """Return how a score, by default that of the released model in tenths, tells the two words of a label apart."""
+    keys = {"score": "score", "score_edges": [number / 10 for number in range(11)], **group}
+    return Discrimination(_bins(keys), _bins(keys, "score"), real("threshold", keys.get("threshold", 0.5)))
+
+
 # Kinds that no sum of the clients' rows answers, each with what to ask instead.
 NO_SUMS = {
     "cox": "Cox's likelihood compares each event with the rows at risk of all clients, which is no sum over clients: ask "
@@ -425,6 +435,7 @@ KINDS: dict[str, tuple[tuple[str, ...], Make]] = {
     "top": (("of", "alphabet", "longest", "most", "beta", "prefixes"), _top),
     "fairness": (FAIRNESS_KEYS, _fairness),
     "survival": (SURVIVAL_KEYS, _survival),
+    "discrimination": (DISCRIMINATION_KEYS, _discrimination),
 }
 
 
