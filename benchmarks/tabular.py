@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -45,7 +45,7 @@ OURS: dict[str, tuple[dict[str, object], str]] = {
     "ours, gam": ({"model": "gam"}, "record_distributed"),
     "ours, noise apart": ({}, "record"),
 }
-PRIVATE_PEERS = ("DP-EBM", "DP linear")
+PRIVATE_PEERS = ("DP-EBM", "DP linear", "AdaSSP")
 OTHER_PEERS = ("LightGBM", "XGBoost", "EBM", "linear", "Cox")
 CONTENDERS = (*OURS, *PRIVATE_PEERS, *OTHER_PEERS)
 
@@ -131,8 +131,8 @@ def write_for_peers(table: str, folder: Path) -> Path:
     pandas, arrays = import_module("pandas"), dict[str, object]()
     for part, path in (("train", folder / "sites"), ("test", folder / "held_out.csv")):
         columns = read_columns(path, schema)
-        arrays[f"{part}_inputs"] = read_rows(path, schema).inputs
-        arrays[f"{part}_targets"] = _targets(schema, path, columns)
+        rows = read_rows(path, schema)
+        arrays |= {f"{part}_inputs": rows.inputs, f"{part}_targets": rows.targets}
         frame = {column.name: columns[column.name] for column in schema.inputs}
         pandas.DataFrame(frame).to_csv(target / f"{part}.csv", index=False)
     np.savez(target / "inputs.npz", **arrays)  # pyright: ignore[reportArgumentType]
@@ -146,13 +146,6 @@ def write_for_peers(table: str, folder: Path) -> Path:
 
 def _kind(schema: Schema) -> str:
     return str(schema.outcome.keys.get("kind") or ("classes" if schema.outcome.words else "number"))
-
-
-def _targets(schema: Schema, path: Path, columns: dict[str, np.ndarray]) -> object:
-    """Return classes, scaled numbers, or of a kind of several columns these: times and events, shape (n, 2)."""
-    if len(schema.label_columns) == 1:
-        return read_rows(path, schema).targets
-    return np.stack([np.asarray(columns[each.name], np.float64) for each in schema.label_columns], 1)
 
 
 def peer_figures(cells: Sequence[Cell], folder: Path, python: Path) -> Iterator[Row]:
@@ -191,61 +184,56 @@ def figures(wanted: Sequence[Cell], python: Path | None) -> Iterator[Row]:
                 yield our_figure(cell, folder)
 
 
-def rows_of(runs: Sequence[Row], contenders: Sequence[str] = CONTENDERS) -> list[Row]:
-    """Return a row for each table and epsilon: the contenders' means over the seeds, the best in bold."""
-    groups: dict[tuple[str, str], dict[str, list[float]]] = {}
+def by_seed(runs: Sequence[Row]) -> dict[tuple[str, str], dict[str, dict[int, float]]]:
+    """Return figures by table and epsilon, then by contender, then by seed; cells without a figure are left out."""
+    figures: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
     for run in runs:
         if "value" in run:
-            cell = groups.setdefault((run["table"], run["epsilon"]), {})
-            cell.setdefault(run["contender"], []).append(run["value"])
+            cell = figures.setdefault((run["table"], run["epsilon"]), {})
+            cell.setdefault(run["contender"], {})[run["seed"]] = run["value"]
+    return figures
+
+
+def means(cell: Mapping[str, Mapping[int, float]]) -> tuple[dict[str, float], int]:
+    """Return the contenders' means over the seeds that all of them have, whose splits differ, and how many these are."""
+    seeds = set[int].intersection(*(set(each) for each in cell.values()))
+    if not seeds:
+        return {}, 0
+    return {name: statistics.fmean(each[seed] for seed in seeds) for name, each in cell.items()}, len(seeds)
+
+
+def rows_of(runs: Sequence[Row], contenders: Sequence[str] = CONTENDERS) -> list[Row]:
+    """Return a row for each table and epsilon: means over the seeds that all contenders have, the best in bold."""
+    groups = by_seed([run for run in runs if run["contender"] in contenders])
     order = sorted(groups, key=lambda cell: (list(SOURCES).index(cell[0]), EPSILONS.index(cell[1])))
-    shown = [name for name in contenders if any(name in cell for cell in groups.values())]
-    return [_row(table, epsilon, groups[table, epsilon], shown) for table, epsilon in order]
+    columns = [name for name in contenders if any(name in cell for cell in groups.values())]
+    return [_row(cell, *means(groups[cell]), columns) for cell in order]
 
 
-def _row(table: str, epsilon: str, values: dict[str, list[float]], names: Sequence[str]) -> Row:
-    means = {name: statistics.fmean(values[name]) for name in names if name in values}
-    best = f"{max(means.values()):.3f}"
-    words = {name: f"{mean:.3f}" for name, mean in means.items()}
+def _row(cell: tuple[str, str], values: Mapping[str, float], seeds: int, columns: Sequence[str]) -> Row:
+    words = {name: f"{value:.3f}" if value >= -1 else "below -1" for name, value in values.items()}
+    best = f"{max(values.values()):.3f}" if values else ""
     bold = {name: f"**{word}**" if word == best else word for name, word in words.items()}
-    seeds = sorted({len(each) for each in values.values()})
-    return {
-        "table": table,
-        "epsilon": epsilon,
-        **{name: bold.get(name) for name in names},
-        "seeds": " to ".join(str(each) for each in dict.fromkeys((seeds[0], seeds[-1]))),
-    }
+    table, epsilon = cell
+    return {"table": table, "epsilon": epsilon, **{name: bold.get(name) for name in columns}, "seeds": seeds}
 
 
 def verdict(runs: Sequence[Row], ours: str = "ours") -> str:
     """Return in how many cells with privacy a model of ours equals, and is better than, the best central one.
 
-    Only seeds that all contenders of a cell have are compared.
-
     Args:
       runs: of all seeds.
       ours: name of our contender.
     """
-    values: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
-    for run in runs:
-        if "value" in run and run["epsilon"] != NONE and run["contender"] in (ours, *PRIVATE_PEERS):
-            cell = values.setdefault((run["table"], run["epsilon"]), {})
-            cell.setdefault(run["contender"], {})[run["seed"]] = run["value"]
-    gaps = [gap for cell in values.values() if (gap := _gap(cell, ours)) is not None]
-    equal, better = (sum(gap >= least for gap in gaps) for least in (-MARGIN, np.nextafter(0, 1)))
+    names = (ours, *PRIVATE_PEERS)
+    private = [run for run in runs if run["epsilon"] != NONE and run["contender"] in names]
+    cells = [means(cell)[0] for cell in by_seed(private).values() if ours in cell and len(cell) > 1]
+    gaps = [values[ours] - max(values[name] for name in values if name != ours) for values in cells if values]
+    equal, better = sum(gap >= -MARGIN for gap in gaps), sum(gap > 0 for gap in gaps)
     return (
         f"{ours}: at least the best central method with privacy minus {MARGIN} in {equal} of {len(gaps)} cells, "
         f"better in {better}"
     )
-
-
-def _gap(cell: dict[str, dict[int, float]], ours: str) -> float | None:
-    """Return our mean minus that of the best peer over the seeds of both; None without one of them."""
-    seeds = set[int].intersection(*(set(each) for each in cell.values()))
-    if ours not in cell or len(cell) < 2 or not seeds:
-        return None
-    means = {name: statistics.fmean(values[seed] for seed in seeds) for name, values in cell.items()}
-    return means.pop(ours) - max(means.values())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -285,7 +273,8 @@ def report(runs: Sequence[Row]) -> str:
         if "value" not in run
     }
     lines = [f"- {where}: {reason}" for where, reason in reasons.items()]
-    return "\n".join([as_table(rows_of(runs)), "", *(verdict(runs, name) for name in OURS), "", *lines])
+    ours = [name for name in OURS if any(run["contender"] == name for run in runs)]
+    return "\n".join([as_table(rows_of(runs)), "", *(verdict(runs, name) for name in ours), "", *lines])
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import pandas as pd
 
 DELTA = 1e-5
 SURVIVAL = "survival"
+ADASSP_FAILURE = 0.05  # probability that its penalty is too small, as in the paper
 COX_PENALTY = 1e-3  # of lifelines, so that words in one-hot columns do not make its Hessian singular
 
 
@@ -167,6 +168,29 @@ def dp_linear(split, epsilon):
     return outputs_of(fit.fit(inputs.astype(float), targets), split.test[0].astype(float))
 
 
+def adassp(split, epsilon):
+    """Return outputs of adaptive sufficient statistics perturbation (Wang 2018, arXiv:1803.02596, algorithm 2)."""
+    random, inputs = (
+        np.random.default_rng(split.seed),
+        np.hstack([split.train[0], np.ones((len(split.train[0]), 1))]),
+    )
+    width, squared, share = (
+        inputs.shape[1],
+        1.0 + len(split.columns),
+        epsilon / 3,
+    )  # bound on a row's squared norm
+    logarithm = math.log(6 / DELTA)
+    noise = math.sqrt(logarithm) / share
+    products = inputs.T @ inputs
+    least = np.linalg.eigvalsh(products)[0] + noise * squared * random.normal() - logarithm / share * squared
+    spread = math.sqrt(width * logarithm * math.log(2 * width**2 / ADASSP_FAILURE)) * squared / share
+    upper = np.triu(random.normal(size=(width, width)))
+    products = products + noise * squared * (upper + np.triu(upper, 1).T)
+    sums = inputs.T @ split.train[2] + noise * math.sqrt(squared) * random.normal(size=width)
+    weights = np.linalg.solve(products + max(0.0, spread - max(least, 0.0)) * np.eye(width), sums)
+    return split.test[0] @ weights[:-1] + weights[-1]
+
+
 def linear(split, epsilon):
     from sklearn.linear_model import LogisticRegression, Ridge
 
@@ -188,6 +212,7 @@ BOTH = ("classes", "number")
 PEERS = {
     "DP-EBM": (dp_ebm, BOTH),
     "DP linear": (dp_linear, BOTH),
+    "AdaSSP": (adassp, ("number",)),
     "LightGBM": (lightgbm, BOTH),
     "XGBoost": (xgboost, BOTH),
     "EBM": (ebm, BOTH),
