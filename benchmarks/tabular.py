@@ -32,7 +32,8 @@ from ..tasks.tables import tables_of
 from .sources import SOURCES, schema_file, write_split
 from .tables import Row, as_table, found_in, keep
 
-DELTA = 1e-5
+# Delta as in the literature. 1e-5 of 114 825 rows of census is more than 1, which fedveil otherwise refuses.
+LEVEL = {"target_delta": 1e-5, "allow_large_delta": True}
 NONE = "none"
 EPSILONS = ("1", "3", "8", NONE)
 MARGIN = 0.003  # below the best central DP method at which a figure still counts as equal (issue 34)
@@ -83,11 +84,7 @@ def cells(
 def our_figure(cell: Cell, folder: Path) -> Row:
     """Return what a model of ours reaches on the split in a folder, and the CPU seconds of it."""
     keys, mode = OURS[cell.contender]
-    privacy = (
-        {"name": mode, "target_epsilon": float(cell.epsilon), "target_delta": DELTA}
-        if cell.epsilon != NONE
-        else NONE
-    )
+    privacy = {**LEVEL, "name": mode, "target_epsilon": float(cell.epsilon)} if cell.epsilon != NONE else NONE
     files = {"folder": str(folder / "sites"), "held_out_file": str(folder / "held_out.csv")}
     task = {"name": "csv", "simulated": True, "schema": str(schema_file(cell.table)), **files, **keys}
     began = time.process_time()
