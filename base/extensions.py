@@ -51,6 +51,7 @@ TABLE = {
     ("table source", ".gz"): "tables.packed:open_gzip",  # tasks/table_files.py
     ("table source", ".zip"): "tables.packed:open_zip",
     ("table source", ".xlsx"): "tables.spreadsheet:open_xlsx",
+    ("cells", "since"): "tables.durations:durations",  # tasks/table_files.py
     ("rows", "query"): "tables.queries:query_results",  # tasks/tables.py
     ("query", "scaling"): "questions.scaling:SCALING_QUERY",  # run/queries.py
     ("query", "evaluation"): "questions.evaluation:EVALUATIONS",

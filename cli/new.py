@@ -24,6 +24,7 @@ DRAFT_HEAD = """\
 #   spell a word in several ways, list them: categories: {{female: [f, w, "0"], male: [m, "1"]}}
 # - remove columns that the model must not see, such as patient numbers; columns of a table that are not listed
 #   here are not read.
+# - since counts a date in days, hours or years; name a column of dates to count from it, such as since: admission.
 # - missing: ["-9", unknown] are words for a missing value besides NA, none and the like; those found here are guesses.
 #   A missing number is the middle of low and high, or what `missing: {{words: ["-9"], value: 120}}` says; required: true
 #   refuses it.
@@ -106,10 +107,11 @@ def _draft(data: Sequence[Path], label: str | None) -> tuple[str, list[str]]:
     schema, omissions, doubtful_columns = draft_schema(data, label)
     text, doubts = schema.text(), list[str]()
     for name, doubt in doubtful_columns.items():
-        line, sentence = column_line(doubt.column), f"{name} has other words in other tables ({doubt})."
+        line, sentence = column_line(doubt.column), f"{name} {doubt.fault} ({doubt})."
         lines = [f"  # {sentence} If they mean the same, list them as spellings:"]
         if doubt.guess is not None:
             lines.append(f"#{column_line(doubt.guess)}  # a guess, check it")
+            sentence += f" Proposed as one: {doubt.mapping}."
         if name == schema.label and doubt.doubtful:
             lines.append("  # Else they are classes of their own. Choose one line, and delete its first #:")
             lines.append(f"#{line}")

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -16,11 +17,33 @@ from numpy.typing import NDArray
 
 from ..base.refusal import Refusal
 from .table_files import CODE, DECIMAL_COMMA, Cells, Files, RowSource, clients_of, listed
-from .table_schema import MISSING, Column, Schema, plain, with_label
+from .table_schema import MISSING, UNITS, Column, Schema, Since, plain, with_label
 
 DRAFT_COMMAND = "fedveil new draft --from csv {} writes a first draft"
 # Numbers as people write them, such as 1.133,5 and 10 %, and dates: as categories each would be an input of its own.
 WRITTEN = re.compile(r"-?\d[\d.,' ]*%?|\d{4}-\d\d-\d\d.*|\d\d?[./]\d\d?[./]\d{2,4}.*")
+DATE_FORMS = {  # of dates, by the words that have it
+    "": re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d([.]\d+)?)?)?"),
+    "%d.%m.%Y": re.compile(r"\d\d?[.]\d\d?[.]\d{4}"),
+}
+MOST_DAYS = 5 * 366  # between dates, that a draft counts in days; more are counted in years
+NEGATIVE = (
+    "0",
+    "no",
+    "nein",
+    "non",
+    "false",
+    "negative",
+    "neg",
+    "-",
+    "benign",
+    "healthy",
+    "normal",
+    "control",
+    "absent",
+    "alive",
+)
+ABBREVIATION = 2  # letters at most of a word that abbreviates another of the same column
 LONGEST_WORD = 200  # characters of a category; what is longer is a text
 MAX_CATEGORIES = 50  # words of a column that are taken for categories; of more it is a name or a text
 MAX_MISSING = 3  # words of a column of numbers that are taken for missing values
@@ -42,14 +65,23 @@ class Content:
     codes: set[float] = field(default_factory=set[float])  # numbers of CODES
     spellings: dict[str, str] = field(default_factory=dict[str, str])  # first spelling of each word
     words: dict[Path, set[str]] = field(default_factory=dict[Path, set[str]])  # words of each file
+    forms: set[str | None] = field(
+        default_factory=set[str | None]
+    )  # of its words as dates; None of a word that is none
+    first: datetime = datetime.max  # of the dates
+    last: datetime = datetime.min
 
     def add(self, cells: Cells) -> None:
         """Add the cells of a block."""
         words_of_file = self.words.setdefault(cells.file, set())
-        for word in cells.words()[0] if len(self.spellings) <= MAX_CATEGORIES else ():
-            if word is not None and plain(word) not in cells.missing:
-                self.spellings.setdefault(plain(word), " ".join(word.split()))
-                words_of_file.add(plain(word))
+        words = [word for word in cells.words()[0] if word is not None and plain(word) not in cells.missing]
+        for word in words if len(self.spellings) <= MAX_CATEGORIES else ():
+            self.spellings.setdefault(plain(word), " ".join(word.split()))
+            words_of_file.add(plain(word))
+        for word in words:
+            if None in self.forms:
+                break
+            self._add_date(word.strip())
         numbers = self._numbers(cells) if self.numeric else None
         if numbers is None:
             self.numeric = False
@@ -60,6 +92,30 @@ class Content:
         if len(others := present[~is_code]):
             self.low, self.high = min(self.low, float(others.min())), max(self.high, float(others.max()))
             self.whole = self.whole and bool((others == np.floor(others)).all())
+
+    def _add_date(self, word: str) -> None:
+        """Add a word as a date, if it is one."""
+        form = next((form for form, shape in DATE_FORMS.items() if shape.fullmatch(word)), None)
+        try:
+            instant = datetime.strptime(word, form) if form else datetime.fromisoformat(word)
+        except ValueError:
+            form = None
+        self.forms.add(form)
+        if form is not None:
+            self.first, self.last = min(self.first, instant), max(self.last, instant)
+
+    @property
+    def are_dates(self) -> bool:
+        """Whether all words are dates of one form."""
+        return len(self.forms) == 1 and None not in self.forms
+
+    def _duration(self) -> Column:
+        """Return a column of dates as the time since the year of the first."""
+        start, (form,) = datetime(self.first.year, 1, 1), self.forms
+        days = (self.last - start).days + 1
+        unit = "days" if days <= MOST_DAYS else "years"
+        _, high = _rounded_out(0, days * UNITS["days"] / UNITS[unit])
+        return Column(self.name, 0.0, high, since=Since(f"{start:%Y-%m-%d}", unit, form or ""))
 
     def _numbers(self, cells: Cells) -> NDArray[np.float64] | None:
         """Return the numbers of a block, NaN for a missing one or an odd word; None if the column is not numeric."""
@@ -77,8 +133,9 @@ class Content:
         words = list(self.spellings)
         without_column = next((file.name for file in files if file not in self.words), "")
         length = next((len(word) for word in words if len(word) > LONGEST_WORD), 0)
-        are_formatted = not self.numeric and all(map(WRITTEN.fullmatch, words))
-        are_many = not self.numeric and len(words) > MAX_CATEGORIES
+        are_words = not self.numeric and not self.are_dates
+        are_formatted = are_words and all(map(WRITTEN.fullmatch, words))
+        are_many = are_words and len(words) > MAX_CATEGORIES
         advice = "write plain numbers, of a date an age"
         advice += f"; {DECIMAL_COMMA}" if any("," in word for word in words) else ""
         faults = (
@@ -93,6 +150,8 @@ class Content:
 
     def column(self, is_label: bool) -> Column:
         """Return the column as a schema declares it: categories, or a number within bounds."""
+        if self.are_dates:
+            return self._duration()
         has_few_numbers = len(self.spellings) - len(self.odd_words) < MIN_NUMBERS
         are_words = not self.numeric or bool(self.odd_words and has_few_numbers)
         are_classes = is_label and self.whole and len(self.spellings) <= MAX_CLASSES
@@ -134,8 +193,8 @@ class OtherWords:
     Attributes:
       column: the column with all words as categories.
       sets: the sets.
-      guess: the column if the sets are spellings of one, matched by their initials or else by their order; None if the
-        sets have different numbers of words.
+      guess: the column if the sets are spellings of one, matched by their initials or else by their order; None if that
+        leaves a word open.
     """
 
     column: Column
@@ -146,6 +205,19 @@ class OtherWords:
     def doubtful(self) -> bool:
         """Whether two of the sets have several words, so that each may be all categories."""
         return sum(len(each.words) > 1 for each in self.sets) > 1
+
+    @property
+    def fault(self) -> str:
+        """What is doubtful about the words."""
+        several = len(self.sets) > 1
+        return "has other words in other tables" if several else "has words that may be spellings of one"
+
+    @property
+    def mapping(self) -> str:
+        """The guess in words: the spellings of each category; empty without a guess."""
+        categories = () if self.guess is None else self.guess.categories
+        several = [each for each in categories if len(each) > 1]
+        return listed([f"{', '.join(each[1:])} -> {each[0]}" for each in several], "; ")
 
     def __str__(self) -> str:
         return listed([f"{listed(each.files)}: {listed(each.words)}" for each in self.sets], "; ")
@@ -191,7 +263,9 @@ def draft_of(sources: Sequence[RowSource], label: str | None = None) -> SchemaDr
     words = [
         _other_words(column, contents[key].words) for key, column in columns.items() if column.categories
     ]
-    return SchemaDraft(schema, left_out, {each.column.name: each for each in words if len(each.sets) > 1})
+    return SchemaDraft(
+        schema, left_out, {each.column.name: each for each in words if len(each.sets) > 1 or each.guess}
+    )
 
 
 def _contents(sources: Sequence[RowSource]) -> tuple[dict[str, Content], dict[str, str], list[Path]]:
@@ -230,18 +304,61 @@ def _other_words(column: Column, by_file: dict[Path, set[str]]) -> OtherWords:
         WordSet(tuple(sorted(files)), tuple(word for word in column.words if plain(word) in words))
         for files, words in merged
     )
-    if len({len(each.words) for each in sets}) > 1:
-        return OtherWords(column, sets, None)
-    longest = max((each.words for each in sets), key=lambda words: sum(map(len, words)))
-    others = [_in_order_of(longest, each.words) for each in sets if each.words is not longest]
-    spellings = tuple(zip(longest, *others, strict=True))
-    return OtherWords(column, sets, replace(column, categories=spellings))
+    guess = _same_words(sets)
+    return OtherWords(column, sets, replace(column, categories=guess) if guess else None)
 
 
-def _in_order_of(words: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
-    """Return other words in the order of these: by their initials if each has its own, else as they are."""
-    by_initial = {plain(word)[0]: word for word in others}
-    initials = [plain(word)[0] for word in words]
-    if len(by_initial) < len(others) or set(initials) != set(by_initial):
-        return tuple(others)
-    return tuple(by_initial[initial] for initial in initials)
+def _same_words(sets: Sequence[WordSet]) -> tuple[tuple[str, ...], ...]:
+    """Return the spellings of each category, the longest set's word first, if all sets spell the same; empty if unknown."""
+    folds = [_abbreviated(each.words) for each in sets]
+    if len(sets) == 1 and all(len(spellings) == 1 for spellings in folds[0].values()):
+        return ()
+    longest = max(folds, key=lambda fold: (len(fold), sum(map(len, fold))))
+    categories = {word: list(spellings) for word, spellings in longest.items()}
+    for fold in folds:
+        if fold is longest:
+            continue
+        matches = _in_order_of(list(longest), list(fold))
+        if matches is None:
+            return ()
+        for word, other in matches.items():
+            categories[word] += fold[other]
+    return tuple(map(tuple, categories.values()))
+
+
+def _abbreviated(words: Sequence[str]) -> dict[str, list[str]]:
+    """Return the spellings of each word: itself, and a word of few letters with which it alone begins."""
+    hosts = dict[str, str]()
+    for word in words:
+        longer = [each for each in words if len(each) > 2 * ABBREVIATION - 1 and each != word]
+        begun = [each for each in longer if plain(each).startswith(plain(word))]
+        if word.isalpha() and len(word) <= ABBREVIATION and len(begun) == 1:
+            hosts[word] = begun[0]
+    spellings = {word: [word] for word in words if word not in hosts}
+    for word, host in hosts.items():
+        spellings[host].append(word)
+    return spellings
+
+
+def _in_order_of(words: Sequence[str], others: Sequence[str]) -> dict[str, str] | None:
+    """Return each of other words by the word that it spells: by initials, the negative one of two, or the order.
+
+    None if there are fewer other words, and their initials do not say which they spell.
+    """
+    initials: dict[str, list[str]] = {}
+    for word in words:
+        initials.setdefault(plain(word)[0], []).append(word)
+    matches = {
+        initials[plain(other)[0]][0]: other for other in others if len(initials.get(plain(other)[0], ())) == 1
+    }
+    if len(matches) == len(others):
+        return matches
+    if len(words) != len(others):
+        return None
+    first, second = map(_negative_first, (words, others))
+    return dict(zip(first, second, strict=True))
+
+
+def _negative_first(words: Sequence[str]) -> list[str]:
+    """Return the words with those that negate in front, in their order otherwise."""
+    return sorted(words, key=lambda word: plain(word) not in NEGATIVE)

@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
@@ -59,8 +60,8 @@ NUMBER = r"^-?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][-+]?[0-9]+)?$"
 CODE = re.compile(NUMBER)  # a number that stands for a missing value
 DECIMAL_COMMA = "a decimal comma goes with semicolons between the columns, and no points between thousands"
 NO_NUMBER = {  # remedy for a word in a column of numbers, by the first pattern with which the word begins
-    r"\d{4}-\d\d-\d\d|\d\d?[./]\d\d?[./]\d\d": "write a date as an age or a number of days, or leave the column out of "
-    "the schema",
+    r"\d{4}-\d\d-\d\d|\d\d?[./]\d\d?[./]\d\d": "write a date as an age, or declare since: and unit: for the column, or "
+    "leave it out of the schema",
     r"[^,]*,": DECIMAL_COMMA,
     r"": "correct it, or add it to missing:",
 }
@@ -306,6 +307,7 @@ class Cells:
       file: the table, for refusals.
       comma: regular expression of numbers whose comma may be no decimal comma; empty if commas are never decimal.
       first_row: number of the block's first row, for refusals.
+      origin: cells of `Column.origin`.
     """
 
     values: Any
@@ -314,6 +316,7 @@ class Cells:
     file: Path
     comma: str = ""
     first_row: int = 2
+    origin: tuple[Cells, ...] = ()
     # The module pyarrow.compute, which is imported only when a table is read.
     _pc: Any = field(default_factory=lambda: import_module("pyarrow.compute"), repr=False)
 
@@ -368,8 +371,10 @@ class Cells:
 
     def numbers(self) -> NDArray[np.float64]:
         """Return numbers, shape (n,), NaN for a missing one; refuse a cell that is no finite number."""
+        if self.column.since is not None:
+            return extension("cells", "since", "since", self.column.name)(self)
         pa, pc = import_module("pyarrow"), self._pc
-        cells, values = self._trimmed()
+        cells, values = self.trimmed()
         try:
             numbers = np.array(pc.fill_null(pc.cast(values, pa.float64(), safe=False), math.nan))
         except pa.ArrowInvalid:
@@ -422,13 +427,13 @@ class Cells:
 
     def odd_words(self) -> list[str]:
         """Return the distinct texts of the cells that are neither numbers nor missing."""
-        _, values = self._trimmed()
+        _, values = self.trimmed()
         if not self._is_text(values):
             return []
         fits = self._pc.match_substring_regex(values, NUMBER)
         return values.filter(self._pc.invert(fits)).unique().to_pylist()
 
-    def _trimmed(self) -> tuple[Any, Any]:
+    def trimmed(self) -> tuple[Any, Any]:
         """Return the cells without outer spaces, null for a missing value; and the same with a decimal point for a comma."""
         pa, pc, cells = import_module("pyarrow"), self._pc, self.values
         if pa.types.is_dictionary(cells.type):
@@ -493,10 +498,17 @@ class OpenTable:
     def blocks(self, columns: Sequence[Column], missing: tuple[str, ...]) -> Iterator[dict[str, Cells]]:
         """Yield the cells of these columns by name, block by block; `missing` are the schema's words for no value."""
         row = self.first_row
-        for arrays in self.read(self.positions(columns)):
-            pairs = zip(arrays, columns, strict=True)
-            yield {c.name: Cells(values, c, missing, self.file, self.comma, row) for values, c in pairs}
+        every = {plain(column.name): column for column in chain(*(c.origin for c in columns), columns)}
+        names_of = dict(zip(self.positions([*every.values()]), every, strict=True))
+        for arrays in self.read([*names_of]):
+            values = dict(zip(names_of.values(), arrays, strict=True))
+            yield {c.name: self._cells(c, values, missing, row) for c in columns}
             row += len(arrays[0])
+
+    def _cells(self, column: Column, values: Mapping[str, Any], missing: tuple[str, ...], row: int) -> Cells:
+        """Return the cells of a column in a block that begins with a row, among the values of columns by name."""
+        origin = tuple(self._cells(replace(c, since=None), values, missing, row) for c in column.origin)
+        return Cells(values[plain(column.name)], column, missing, self.file, self.comma, row, origin)
 
     def positions(self, columns: Sequence[Column]) -> list[int]:
         """Return the position of each column; refuse one that is missing or occurs twice."""

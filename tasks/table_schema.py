@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ COLUMN_KEYS = (
     "weights",
     "monotone",
     "bound",
+    "since",
+    "unit",
+    "format",
 )
 DIRECTIONS = ("up", "down")  # values of `monotone`
 MISSING_KEYS = ("words", "value")
@@ -46,8 +50,30 @@ REFUSED_KINDS = {
     "cox": "its partial likelihood compares records, so no record's part is bounded; use kind: survival, whose loss sums each "
     "record's own hazards"
 }
+UNITS = {"hours": 3600.0, "days": 86_400.0, "years": 365.25 * 86_400}  # in seconds
+ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d")
 # A word that a schema's file holds without quotes; `_word` quotes others.
 PLAIN = re.compile(r"[^\W\d][\w ./()-]*[\w.)]|[^\W\d]")
+
+
+@dataclass(frozen=True)
+class Since:
+    """Instant from which the dates of a column count, so that they become numbers.
+
+    Attributes:
+      start: a date by ISO 8601, or the name of a column of dates in the same row.
+      unit: days, hours or years of 365.25 days.
+      form: of the dates, as of `datetime.strptime`; empty for ISO 8601.
+    """
+
+    start: str
+    unit: str = "days"
+    form: str = ""
+
+    @property
+    def column(self) -> str:
+        """The name of the column from whose dates this one counts; empty if it counts from one date."""
+        return "" if ISO_DATE.fullmatch(self.start) else self.start
 
 
 @dataclass(frozen=True)
@@ -65,6 +91,7 @@ class Column:
       weights: weight in the loss of an example of each category of a label, the largest 1; empty if all are 1.
       edges: edges between the bins of a number, ascending; each bin is an input. Empty if the number itself is the input.
       standard: mean and standard deviation that scale a clipped number, in place of its bounds.
+      since: instant from which the column's dates count, in its unit; None for a column of numbers or words.
       missing_input: whether a missing value is an input of its own, the column's last, 1 if it is missing and 0 otherwise.
       monotone: `up` or `down`, the direction in which the released model's score changes with a number; empty for any.
       bound: largest size of what the column adds to the released model's score, above 0, in the score's unit.
@@ -81,6 +108,7 @@ class Column:
     edges: tuple[float, ...] = ()
     standard: tuple[float, float] | None = None
     missing_input: bool = False
+    since: Since | None = None
     monotone: str = ""
     bound: float = math.inf
 
@@ -94,6 +122,13 @@ class Column:
         """Direction and bound in words; empty without any."""
         bound = f"within {self.bound:g}" if self.bound < math.inf else ""
         return ", ".join(filter(None, (self.monotone, bound)))
+
+    @property
+    def origin(self) -> tuple[Column, ...]:
+        """The column of dates from which this one counts, or none."""
+        if self.since is None or not self.since.column:
+            return ()
+        return (Column(self.since.column, since=self.since),)
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -462,7 +497,7 @@ def _column(where: str, name: str, definition: object) -> Column:
 
 def _categorical(where: str, column: Column, values: dict[str, Any]) -> Column:
     """Return the column with the keys of its definition that belong to categories; refuse those of numbers."""
-    for key in ("low", "high", "mean", "deviation", "edges", "monotone"):
+    for key in ("low", "high", "mean", "deviation", "edges", "monotone", "since", "unit", "format"):
         if key in values:
             raise Refusal(where, values[key], f"{key} belongs to a number; remove it here")
     if column.missing is not None:
@@ -489,8 +524,32 @@ def _numeric(where: str, column: Column, values: dict[str, Any]) -> Column:
     monotone = values.get("monotone", "")
     if monotone and monotone not in DIRECTIONS:
         raise Refusal(where, monotone, f"monotone must be {' or '.join(DIRECTIONS)}")
-    standard = _standard(where, values, low, high)
+    standard, column = _standard(where, values, low, high), replace(column, since=_since(where, values))
     return replace(column, low=low, high=high, edges=edges, standard=standard, monotone=monotone)
+
+
+def _since(where: str, values: dict[str, Any]) -> Since | None:
+    """Return the instant from which a definition's dates count; None if it has none."""
+    if "since" not in values:
+        if keys := [key for key in ("unit", "format") if key in values]:
+            raise Refusal(
+                where, keys[0], "belongs to dates; add since: a date such as 2020-01-01, or a column"
+            )
+        return None
+    start, unit, form = (values.get(key, "") for key in ("since", "unit", "format"))
+    if not isinstance(start, str) or not start.strip() or not isinstance(form, str):
+        raise Refusal(
+            where, start, "since must be a date such as 2020-01-01, or the name of a column of dates"
+        )
+    if unit not in UNITS:
+        raise Refusal(where, unit or None, f"unit must be one of {', '.join(UNITS)}")
+    since = Since(start, unit, form)
+    if not since.column:
+        try:
+            date.fromisoformat(start)
+        except ValueError as error:
+            raise Refusal(where, start, f"since is no date ({error})") from None
+    return since
 
 
 def _standard(where: str, values: dict[str, Any], low: float, high: float) -> tuple[float, float] | None:
@@ -615,6 +674,10 @@ def _parts(column: Column) -> Iterator[str]:
         yield f"categories: {{{', '.join(pairs)}}}"
     else:
         yield f"low: {_digits(column.low)}, high: {_digits(column.high)}"
+    if column.since:
+        yield f"since: {_word(column.since.start)}, unit: {column.since.unit}"
+        if column.since.form:
+            yield f"format: {_word(column.since.form)}"
     if column.standard:
         yield f"mean: {_digits(column.standard[0])}, deviation: {_digits(column.standard[1])}"
     if column.edges:

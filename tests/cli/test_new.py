@@ -70,7 +70,8 @@ def test_draft_names_sites_with_other_words_and_no_run_trains_on_them(
     said = (
         "diagnosis has other words in other tables (east.csv, north.csv: B, M; south.csv: benign, malignant; "
     )
-    assert said in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert said in shown and "Proposed as one: B, 0 -> benign; M, 1 -> malignant." in shown
     schema = draft / "schema.yaml"
     with pytest.raises(Refusal, match=r"task.label='diagnosis': name a column of"):
         load(str(data), schema=str(schema))

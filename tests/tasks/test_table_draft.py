@@ -10,6 +10,7 @@ from shared.tables import refusal_of
 
 from fedveil.base.refusal import Refusal
 from fedveil.tasks.table_draft import draft_schema
+from fedveil.tasks.table_schema import Since
 from fedveil.tasks.tables import load
 
 
@@ -35,13 +36,12 @@ def test_draft_leaves_out_names_of_rows(hospitals: Path) -> None:
     ]
     (hospitals / "north.csv").write_text("\n".join([",id,ill,size,place,dose,day,share,", *rows]))
     schema, left_out, _ = draft_schema([hospitals / "north.csv"], "ill")
-    assert schema.target.words == ("0", "1") and [each.name for each in schema.inputs] == ["size"]
+    assert schema.target.words == ("0", "1") and [each.name for each in schema.inputs] == ["size", "day"]
     assert re.match("it holds words such as '0,5': .*; a decimal comma goes with ", left_out.pop("dose"))
     plain = "it holds words such as {!r}: write plain numbers, of a date an age"
     assert left_out == {
         "id": "it holds more than 50 different words",
         "place": "it holds one value",
-        "day": plain.format("2024-01-01"),
         "share": plain.format("0 %"),
     }
     (hospitals / "east.ods").write_bytes(b"PK")
@@ -75,6 +75,45 @@ def test_other_label_words_at_sites_are_no_further_classes(
     assert other.guess.categories == (("benign", "B", "0"), ("malignant", "M", "1"))
     message = refusal_of(folder, label="diagnosis", simulated=True)
     assert "has other words in other tables (east.csv, north.csv: B, M; " in message
+
+
+def test_a_draft_counts_dates_from_a_year(tmp_path: Path) -> None:
+    rows = [f"{1930 + row}-05-0{row % 9 + 1},1{row % 10}.{row % 9 + 1}.2024,{row % 2}" for row in range(60)]
+    (tmp_path / "a.csv").write_text("\n".join(["birth;seen;ill", *rows]).replace(",", ";"))
+    schema, left_out, _ = draft_schema([tmp_path])
+    birth, seen = schema.inputs
+    assert (birth.since, birth.low, birth.high) == (Since("1930-01-01", "years"), 0, 60)
+    assert (seen.since, seen.high) == (Since("2024-01-01", "days", "%d.%m.%Y"), 300) and not left_out
+    (tmp_path / "schema.yaml").write_text(schema.text())
+    assert load(str(tmp_path)).client_data(0).inputs.shape == (60, 2)
+    (tmp_path / "a.csv").write_text(
+        "day,ill\n2024-01-01,0\n01.02.2024,1\n2024-01-02,1\n2024-01-03,1\n2024-01-04,1\n"
+    )
+    with pytest.raises(Refusal, match="has no other column"):
+        draft_schema([tmp_path / "a.csv"])
+
+
+@pytest.mark.parametrize(
+    ("words", "mapping"),
+    [
+        (("M B", "malignant benign", "1 0"), "B, 0 -> benign; M, 1 -> malignant"),
+        (("control case", "0 1"), "1 -> case; 0 -> control"),
+        (("female male", "f", "m"), "f -> female; m -> male"),
+        (("female male f",), "f -> female"),
+        (("yes no", "j"), ""),
+        (("a ab b",), ""),
+        (("no none n",), ""),
+        (("yes no",), ""),
+    ],
+)
+def test_one_mapping_is_proposed_for_spellings(words: tuple[str, ...], mapping: str, tmp_path: Path) -> None:
+    folder = sites(tmp_path / "sites", **{f"site{number}": each for number, each in enumerate(words)})
+    other = draft_schema([folder])[2].get("diagnosis")
+    assert ("" if other is None else other.mapping) == mapping
+    if other is None or other.guess is None:
+        return
+    spelled = {word for spellings in other.guess.categories for word in spellings}
+    assert spelled == {*" ".join(words).split()}
 
 
 def test_sites_with_tables_of_one_name_are_distinguished(tmp_path: Path) -> None:
