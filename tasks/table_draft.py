@@ -99,10 +99,10 @@ class Content:
         try:
             instant = datetime.strptime(word, form) if form else datetime.fromisoformat(word)
         except ValueError:
-            form = None
+            self.forms.add(None)
+            return
         self.forms.add(form)
-        if form is not None:
-            self.first, self.last = min(self.first, instant), max(self.last, instant)
+        self.first, self.last = min(self.first, instant), max(self.last, instant)
 
     @property
     def are_dates(self) -> bool:
@@ -341,9 +341,9 @@ def _abbreviated(words: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _in_order_of(words: Sequence[str], others: Sequence[str]) -> dict[str, str] | None:
-    """Return each of other words by the word that it spells: by initials, the negative one of two, or the order.
+    """Return each of other words by the word that it spells: by initials, and of the rest by negation or the order.
 
-    None if there are fewer other words, and their initials do not say which they spell.
+    None if fewer other words are in the rest.
     """
     initials: dict[str, list[str]] = {}
     for word in words:
@@ -351,12 +351,11 @@ def _in_order_of(words: Sequence[str], others: Sequence[str]) -> dict[str, str] 
     matches = {
         initials[plain(other)[0]][0]: other for other in others if len(initials.get(plain(other)[0], ())) == 1
     }
-    if len(matches) == len(others):
-        return matches
-    if len(words) != len(others):
+    rest = [other for other in others if other not in matches.values()]
+    if rest and len(words) != len(others):
         return None
-    first, second = map(_negative_first, (words, others))
-    return dict(zip(first, second, strict=True))
+    first, second = _negative_first([word for word in words if word not in matches]), _negative_first(rest)
+    return matches | dict(zip(first, second, strict=bool(rest)))
 
 
 def _negative_first(words: Sequence[str]) -> list[str]:

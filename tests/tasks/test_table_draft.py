@@ -98,6 +98,7 @@ def test_a_draft_counts_dates_from_a_year(tmp_path: Path) -> None:
     [
         (("M B", "malignant benign", "1 0"), "B, 0 -> benign; M, 1 -> malignant"),
         (("control case", "0 1"), "1 -> case; 0 -> control"),
+        (("female male", "m w", "0 1"), "w, 0 -> female; m, 1 -> male"),
         (("female male", "f", "m"), "f -> female; m -> male"),
         (("female male f",), "f -> female"),
         (("yes no", "j"), ""),
