@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..run.files import METRICS
 from .descent import Descent
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ def steps_of(run: Run, state: State) -> Descent:
     federation, settings = run.federation, run.federation.settings
     mode, training, strategy = federation.mode, settings.local_training, settings.strategy
     _require_plain(run)
+    require_replies(run.folder)
     if run.privacy is None:
         noise, clip, share = 0.0, math.inf, 1.0
     else:
@@ -75,3 +79,14 @@ def _require_plain(run: Run) -> None:
     ):
         if applies:
             raise NoInterval(reason)
+
+
+def require_replies(folder: Path) -> None:
+    """Raise NoInterval if a round of the run in a folder was abandoned, or a client that was invited did not reply."""
+    lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
+    for row in map(json.loads, lines):
+        if row.get("abandoned") or row.get("replies", 0) < row.get("invited", 0):
+            reason = (
+                f"a client was missing in round {row['round']}, so that its records counted as zeros there"
+            )
+            raise NoInterval(f"{reason}; run again with all of them")

@@ -13,6 +13,7 @@ from fedveil.base.refusal import Refusal
 from fedveil.benchmarks.intervals import descended
 from fedveil.tables.descent import Descent
 from fedveil.tables.intervals import interval_columns
+from fedveil.tables.run_steps import NoInterval, require_replies
 
 COLUMNS = "columns:\n  age: {low: 20, high: 90}\n  sex: {categories: [m, f]}\n"
 LABELS = {"ill": "  ill: {categories: [no, yes]}\n", "cost": "  cost: {low: 0, high: 150}\n"}
@@ -124,3 +125,10 @@ def test_a_run_without_intervals_says_why(tmp_path: Path) -> None:
     assert result["intervals"]["reason"].startswith("each client takes steps of its own")
     with pytest.raises(Refusal, match="the run has no intervals: each client takes steps of its own"):
         interval_columns(tmp_path / "run", None, tmp_path / "new.csv", 0.9)
+
+
+def test_rounds_without_a_client_leave_no_intervals(tmp_path: Path) -> None:
+    rows = [{"round": 1, "invited": 3, "replies": 3}, {"round": 2, "invited": 3, "replies": 2}]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(NoInterval, match="a client was missing in round 2"):
+        require_replies(tmp_path)
