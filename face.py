@@ -409,6 +409,7 @@ def ask(
     from .questions.simulated import ask_here
     from .run.build import build
     from .run.released import model_run_of
+    from .run.table_model import with_model_of_run
 
     plain = dict(questions) if isinstance(questions, Mapping) else read_question_file(Path(questions))
     inquiry_options = {each.name: keys.pop(each.name, None) for each in fields(InquiryOptions)}
@@ -419,6 +420,7 @@ def ask(
     inquiry = read_inquiry(plain)
     keys = {"privacy": privacy or PRIVACY_OF_QUESTIONS[inquiry.unit], "cohort": cohort, **keys}
     settings, objects = _settings(task, None, keys, allow_modules, args=args)
+    settings = with_model_of_run(settings, model_run)
     return ask_here(build(settings, objects=objects), inquiry, Spend(**cost), Path(folder), model_run)
 
 

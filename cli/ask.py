@@ -54,6 +54,7 @@ def ask(
     from ..questions.simulated import ask_here
     from ..run.build import build
     from ..run.released import model_run_of
+    from ..run.table_model import with_model_of_run
 
     allow_local_modules()
     columns = [each for each in words or () if "=" not in each]
@@ -76,7 +77,7 @@ def ask(
 
             record = ask_clients(server, request, spend, overrides, model_run)
         else:
-            federation = build(settings_from_overrides(overrides))
+            federation = build(with_model_of_run(settings_from_overrides(overrides), model_run))
             record = ask_here(federation, request, spend, into or DEFAULT_FOLDER, model_run)
     except BudgetExhausted as spent:
         print(spent, file=sys.stderr)

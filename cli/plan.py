@@ -20,7 +20,7 @@ from ..configs.compose import Job
 from ..configs.privacy_settings import NoPrivacy, PrivacyLevel
 from ..configs.schema import SimulationSettings
 from ..configs.settings import settings_from_overrides
-from ..configs.task_settings import CsvTask, CustomTask, FolderTask
+from ..configs.task_settings import AUTO, CsvTask, CustomTask, FolderTask
 from ..messages.training_order import ModeName
 from ..modes.federation import Federation
 from ..modes.mode import EVERYBODY
@@ -30,6 +30,7 @@ from ..privacy.plan import Plan
 from ..run.build import build
 from ..run.display import console_for
 from ..run.queries import queries_of, query_events_of_unit
+from ..run.table_model import model_choice
 from ..run.unit_plan import curve, plans_of, record_epsilon, tries_of, unit_plans, warnings_for
 
 if TYPE_CHECKING:
@@ -71,6 +72,9 @@ def show_plan(settings: SimulationSettings, *, as_json: bool = False, plot: Path
     if isinstance(settings.task, CsvTask):
         from ..tasks.tables import tables_of  # torch
 
+        if settings.task.model == AUTO:
+            choice = model_choice(settings)
+            console.print(f"Model: {choice.model}, since {choice.reason}.")
         chosen = federation.settings  # with the rate and the strategy that suit the tables
         rate, strategy = chosen.local_training.learning_rate, chosen.strategy.target or chosen.strategy.name
         batch_size = chosen.training.batch_size

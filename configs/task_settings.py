@@ -74,6 +74,9 @@ class DigitsTask(ModelTask):
     name: Literal["digits"] = "digits"
 
 
+AUTO = "auto"  # model of tables that follows from public numbers
+
+
 class TableTask(TaskGroup):
     """A task on tables with a schema."""
 
@@ -109,6 +112,10 @@ class CsvTask(TableTask, FolderTask):
     """Tables with one schema, in CSV, Parquet, .xlsx or packed CSV; each file or folder is a client."""
 
     name: Literal["csv"] = "csv"
+    model: Literal["auto", "linear", "mlp", "gam"] = AUTO  # pyright: ignore[reportIncompatibleVariableOverride]
+    """auto: linear or gam, by the public numbers of columns, records and epsilon; fedveil plan says which and why. With real
+    clients auto is linear, unless their options say otherwise. linear; mlp: fully connected layers with tanh between them; gam: a
+    sum of one function per column, over bins, and per pair of the schema."""
     label: Text | None = None
     """Column to predict; null: the schema's."""
     schema_file: Annotated[Text | None, Field(alias="schema")] = None
@@ -123,6 +130,8 @@ class CsvTask(TableTask, FolderTask):
     """Encoding of text files, as Python names it, such as cp1252. Null: UTF-8, or UTF-16 if a file begins with its mark."""
     bins: Annotated[int, Field(ge=2, le=256)] = 16
     """Bins of a number without edges in the schema, with model=gam."""
+    smoothing: Annotated[float, Field(ge=0, le=4)] = 0.5
+    """Length over which neighbouring bins share their inputs, as a share of half the range, with model=gam; 0: separate bins."""
     scaling: Text | None = None
     """asked: the run asks for mean and deviation of each number and scales inputs by them; or the JSON of such a question. Null:
     inputs are scaled by the bounds in the schema."""

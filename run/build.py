@@ -28,6 +28,7 @@ from .files import SAVED, SINGLY
 from .learning_rate import suited
 from .run_files import read_object
 from .sum_plan import best_groups
+from .table_model import with_suitable_model
 
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
@@ -67,7 +68,7 @@ def build(
       Refusal: naming the setting.
     """
     seed = 0 if settings.seed is None else settings.seed
-    settings = _with_rule_of_resumed_run(settings)
+    settings = with_suitable_model(_with_rule_of_resumed_run(settings), on_devices=deployed is not None)
     options = task_options(settings, seed)
     if deployed:
         options = {**settings.task.options, **settings.options_of_groups}

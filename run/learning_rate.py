@@ -2,7 +2,7 @@
 
 Plain descent converges below 2 / L, and with momentum b at the server below 2 (1 + b) / L (Polyak 1964); half of that is
 taken. Noise needs less: R rounds whose noise follows from a target (epsilon, delta) on N records leave a walk of about
-rate R k C sqrt(p) / N in p coordinates, where k = sqrt(2 ln(1.25 / delta)) / epsilon and C is the clip (Dong et al. 2022
+rate R k C sqrt(p) / N in p directions, where k = sqrt(2 ln(1.25 / delta)) / epsilon and C is the clip (Dong et al. 2022
 for many rounds). That walk is kept to the size of the model, which is of the order of 1 / curvature.
 """
 
@@ -105,7 +105,8 @@ def _within_noise(settings: SimulationSettings, task: Task, num_clients: int) ->
     if not records:  # of real clients, which count their own
         return math.inf
     noise = math.sqrt(2 * math.log(1.25 / level.target_delta)) / level.target_epsilon * level.max_grad_norm
-    return records / (settings.num_rounds * noise * math.sqrt(dimension_of(task)))  # N / (R k C sqrt(p))
+    directions = getattr(task, "directions", None) or dimension_of(task)
+    return records / (settings.num_rounds * noise * math.sqrt(directions))  # N / (R k C sqrt(p))
 
 
 def rise_of(rows: Sequence[Mapping[str, Any]], settings: SimulationSettings) -> str | None:

@@ -102,7 +102,8 @@ def explained(
     Args:
       model: in evaluation mode.
       inputs: shape (n, ...).
-      schema: schema of tables, whose contributions are summed by column; None for arrays, with columns `input_0` etc.
+      schema: schema of tables, whose contributions are summed by column and by pair; None for arrays, with columns
+        `input_0` etc.
       classifies: whether outputs for arrays are logits of classes; a schema's label says so itself.
     """
     _check_inputs(inputs)
@@ -128,7 +129,8 @@ def explained(
         "score": (offset + scale * score).numpy(),
         "at_baseline": (offset + scale * at_baseline).numpy(),
     }
-    inputs_by_column = (scale * parts).split([column.width for column in schema.inputs], 1)
-    for column, contributions in zip(schema.inputs, inputs_by_column, strict=True):
+    inputs = (*schema.inputs, *schema.pairs)
+    inputs_by_column = (scale * parts).split([each.width for each in inputs], 1)
+    for column, contributions in zip(inputs, inputs_by_column, strict=True):
         columns[column.name] = contributions.sum(1).numpy()
     return columns

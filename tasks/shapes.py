@@ -1,4 +1,4 @@
-"""Shapes of an additive model: the contributions of bins of numbers and words of categories, which are the model."""
+"""Shapes of an additive model: the contributions of bins, of words and of pairs of columns, which are the model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base.refusal import Refusal
+from .table_basis import Pair
 from .table_schema import Column, Schema, read_schema
 
 SHAPES = "shapes.json"
@@ -40,7 +41,8 @@ def shapes(
     A score is `intercept` plus one value for each column: that of the row's bin or word. A missing value adds
     `missing`. Each shape is shifted to sum to zero over its declared bins; other tools weight the shift by counts of
     rows, which are private. With two classes there is one score, the log-odds of the second; for a number the score is
-    in its own unit, before it is clipped to its bounds.
+    in its own unit, before it is clipped to its bounds. A pair has a value for each combination of its `levels`, shape
+    (scores, first, second), which sums to zero over either column, and adds nothing where one is missing.
 
     Args:
       schema: schema of the inputs.
@@ -58,10 +60,16 @@ def shapes(
         if not column.categories and not column.edges:  # a line, by its values at the bounds
             offset, scale = column.scale
             values = values * ((np.array([column.low, column.high]) - offset) / scale)
+        else:
+            values = values @ schema.rows(column)[: column.values, : column.values].T
         mean = values.mean(1)
         intercept = intercept + mean
         curves.append(_shape(column, values - mean[:, None], missing - mean))
         start += column.width
+    for pair in schema.pairs:
+        values = weight[:, start : start + pair.width] @ pair.rows.T
+        curves.append(_pair(pair, values.astype(np.float64)))
+        start += pair.width
     curves.sort(key=lambda each: -each["range"])
     return {"scores": list(scores), "intercept": intercept.tolist(), "shapes": curves}
 
@@ -80,3 +88,19 @@ def _shape(column: Column, values: NDArray[np.float64], missing: NDArray[np.floa
     if column.missing_input or column.categories or (column.edges and column.missing is None):
         shape["missing"] = missing.tolist()
     return shape
+
+
+def _pair(pair: Pair, values: NDArray[np.float64]) -> dict[str, Any]:
+    """Return one pair's shape; `values` have shape (scores, combinations of levels)."""
+    return {
+        "column": pair.name,
+        "range": float(np.ptp(values, 1).max()),
+        "levels": [_levels(pair, each) for each in (pair.first, pair.second)],
+        "values": values.reshape(-1, *pair.counts).tolist(),
+        "missing": [0.0] * len(values),
+    }
+
+
+def _levels(pair: Pair, column: Column) -> dict[str, Any]:
+    """Return a column's name, with its words or the edges of its groups of bins."""
+    return {"column": column.name, "words" if column.categories else "edges": pair.levels(column)}

@@ -34,6 +34,7 @@ from ..base.extensions import extension, names
 from ..base.extras import require_extra
 from ..base.refusal import Refusal
 from ..configs.strict import nearest
+from .table_basis import inputs_of
 from .table_schema import Column, Schema, plain
 
 TEXTS = (".csv", ".tsv", ".txt")
@@ -208,6 +209,15 @@ def read_rows(path: Path | RowSource, schema: Schema, labelled: bool = True) -> 
     return Rows(inputs, np.concatenate(targets) if targets else None)
 
 
+def row_bound(source: RowSource) -> int:
+    """Return a bound on the number of a client's rows without reading cells; refuse a file that is no table."""
+    total = 0
+    for opening in source.tables():
+        with opening as table:
+            total += table.max_rows
+    return total
+
+
 def read_columns(path: Path | RowSource, schema: Schema) -> dict[str, NDArray[Any]]:
     """Return the schema's columns of all rows of `read_rows` by name: numbers, NaN if missing, and words.
 
@@ -282,15 +292,24 @@ def _read_table(table: OpenTable, schema: Schema, columns: Sequence[Column]) -> 
     stop = 0
     for block in table.blocks(columns, schema.missing):
         start, stop = stop, stop + len(next(iter(block.values())).values)
-        offset = 0
-        for column in schema.inputs:
-            block[column.name].encode(inputs[start:stop, offset : offset + column.width])
-            offset += column.width
+        _write_inputs(inputs[start:stop], block, schema)
         if labelled:
             targets[start:stop] = outcome.targets(block)
     if not stop:
         raise Refusal("table", str(table.file), "has no rows; remove the client, or add data")
     return Rows(inputs[:stop], targets[:stop] if labelled else None)
+
+
+def _write_inputs(inputs: NDArray[np.float32], block: Mapping[str, Cells], schema: Schema) -> None:
+    """Write the model's inputs of one block: those of each column, then those of each pair."""
+    offset = 0
+    for column in schema.inputs:
+        block[column.name].encode(inputs[:, offset : offset + column.width], schema.rows(column))
+        offset += column.width
+    for pair in schema.pairs:
+        codes = pair.codes(*(block[each.name].levels() for each in (pair.first, pair.second)))
+        inputs[:, offset : offset + pair.width] = inputs_of(codes, pair.rows)
+        offset += pair.width
 
 
 # --- the cells of one block ---------------------------------------------------------------------------------------
@@ -320,19 +339,28 @@ class Cells:
     # The module pyarrow.compute, which is imported only when a table is read.
     _pc: Any = field(default_factory=lambda: import_module("pyarrow.compute"), repr=False)
 
-    def encode(self, inputs: NDArray[np.float32]) -> None:
-        """Write the column's inputs of the model, shape (n, column.width): one-hot, zeros for no value; or a number."""
+    def encode(self, inputs: NDArray[np.float32], rows: NDArray[np.float32]) -> None:
+        """Write the column's inputs of the model, shape (n, column.width): a number, or the row of its bin or word.
+
+        Args:
+          inputs: written; zeros for no value.
+          rows: inputs by bin or word, as of `Schema.rows`.
+        """
         column = self.column
         if column.categories or column.edges:
-            codes = self.codes() if column.categories else self.bins()
+            codes = self.levels()
             if column.missing_input:
                 codes = np.where(codes < 0, column.values, codes)
-            inputs[:] = codes[:, None] == np.arange(column.width)
+            inputs[:] = inputs_of(codes, rows)
             return
         numbers = self.numbers()
         if column.missing_input:
             inputs[:, 1] = np.isnan(numbers)
         inputs[:, 0] = self._scaled(numbers, False)
+
+    def levels(self) -> NDArray[np.int64]:
+        """Return the number of each cell's word or bin, shape (n,), -1 for no value."""
+        return self.codes() if self.column.categories else self.bins()
 
     def scaled(self, is_label: bool = False) -> NDArray[np.float64]:
         """Return numbers scaled by `Column.scale` and clipped to the column's bounds, shape (n,).

@@ -13,17 +13,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from ..base.extensions import extension, names
 from ..base.refusal import Refusal, real
 from ..configs.strict import nearest
 from ..configs.yaml_guard import check_file
 from .labels import Classes, Label, Number
+from .table_basis import Pair, basis, read_pairs
 
 # Spellings of an unknown value, unless the schema declares others.
 MISSING = ("", "?", "na", "n/a", "nan", "null", "none")
-KEYS = ("label", "missing", "columns", "groups", "group_weights", "weight")
+KEYS = ("label", "missing", "columns", "smoothing", "pairs", "groups", "group_weights", "weight")
 COLUMN_KEYS = (
     "low",
     "high",
@@ -52,6 +55,7 @@ REFUSED_KINDS = {
 }
 UNITS = {"hours": 3600.0, "days": 86_400.0, "years": 365.25 * 86_400}  # in seconds
 ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d")
+LONGEST = 4.0  # length of smoothing: beyond it only a line remains
 # A word that a schema's file holds without quotes; `_word` quotes others.
 PLAIN = re.compile(r"[^\W\d][\w ./()-]*[\w.)]|[^\W\d]")
 
@@ -195,6 +199,9 @@ class Schema:
       group_weights: weights of examples in the loss by group and class; None if all are 1.
       weight: column of numbers that weighs each row in the loss, divided by its `high`; None if all weigh 1.
       kind: label that the schema declares by `kind`; None for one column of categories or numbers.
+      smoothing: length over which neighbouring bins share their inputs, as a share of half the range; 0 if they are
+        separate, None if the schema leaves it to the model.
+      pair_names: names of both columns of each of `pairs`.
     """
 
     columns: tuple[Column, ...]
@@ -204,6 +211,8 @@ class Schema:
     group_weights: GroupWeights | None = None
     weight: Column | None = None
     kind: Label | None = None
+    smoothing: float | None = None
+    pair_names: tuple[tuple[str, str], ...] = ()
 
     @cached_property
     def target(self) -> Column:
@@ -231,6 +240,12 @@ class Schema:
         """The columns of numbers that are inputs themselves, and not by their bins."""
         return tuple(column for column in self.inputs if not column.categories and not column.edges)
 
+    @cached_property
+    def pairs(self) -> tuple[Pair, ...]:
+        """The pairs of columns whose joint bins and words are inputs too, after those of single columns."""
+        by_name = {column.name: column for column in self.inputs}
+        return tuple(Pair(by_name[first], by_name[second]) for first, second in self.pair_names)
+
     @property
     def constrained(self) -> tuple[Column, ...]:
         """The columns whose shapes in the released model have a direction or a bound."""
@@ -239,7 +254,18 @@ class Schema:
     @property
     def width(self) -> int:
         """Number of inputs of the model."""
-        return sum(column.width for column in self.inputs)
+        return sum(each.width for each in (*self.inputs, *self.pairs))
+
+    def rows(self, column: Column) -> NDArray[np.float32]:
+        """Return the inputs of each bin or word of a column, and last of no value if that is an input, (width, width)."""
+        rows = np.eye(column.width, dtype=np.float32)
+        if column.edges and self.smoothing:
+            rows[: column.values, : column.values] = basis(column.values, self.smoothing)
+        return rows
+
+    def spelling(self, name: str) -> str | None:
+        """Return the name of an input as the schema spells it; None for another name."""
+        return next((each.name for each in self.inputs if plain(each.name) == plain(name)), None)
 
     @property
     def unit(self) -> tuple[float, float]:
@@ -254,6 +280,10 @@ class Schema:
         if self.weight is not None:
             lines += ["weight:", column_line(self.weight)]
         lines += ["columns:", *map(column_line, self.columns)]
+        if self.smoothing is not None:
+            lines.append(f"smoothing: {_digits(self.smoothing)}")
+        if self.pair_names:
+            lines.append(f"pairs: [{', '.join(map(_words, self.pair_names))}]")
         if self.groups:
             lines += ["groups:", *map(column_line, self.groups)]
         if self.group_weights is not None:
@@ -276,11 +306,21 @@ class Schema:
 
     def unbinned(self) -> Schema:
         """Return the schema without bins: numbers are inputs themselves."""
-        return replace(self, columns=tuple(replace(column, edges=()) for column in self.columns))
+        return replace(
+            self, columns=tuple(replace(column, edges=()) for column in self.columns), smoothing=None
+        )
 
-    def binned(self, bins: int) -> Schema:
-        """Return the schema in which each number of the inputs has bins: of its own edges, or at least 2 of equal width."""
-        return replace(self, columns=tuple(self._binned(column, bins) for column in self.columns))
+    def binned(self, bins: int, smoothing: float = 0.0) -> Schema:
+        """Return the schema in which each number of the inputs has bins: of its own edges, or at least 2 of equal width.
+
+        Args:
+          bins: number of bins of a number without edges.
+          smoothing: length of smoothing where the schema has none.
+        """
+        columns = tuple(self._binned(column, bins) for column in self.columns)
+        return replace(
+            self, columns=columns, smoothing=smoothing if self.smoothing is None else self.smoothing
+        )
 
     def _binned(self, column: Column, bins: int) -> Column:
         if column.categories or column.edges or column in self.label_columns:
@@ -328,6 +368,10 @@ def read_schema(path: Path, label: str | None = None) -> Schema:
             remedy = "belong to inputs of the model, and groups are none; remove them"
             raise Refusal(f"{where}: {column.name}", "missing, monotone and bound", remedy)
     schema = _labelled(Schema(inputs_and_label, "", missing, groups), label, values.get("label"), where)
+    if "smoothing" in values:
+        schema = replace(schema, smoothing=_length(where, values["smoothing"]))
+    if "pairs" in values:
+        schema = replace(schema, pair_names=read_pairs(f"{where}: pairs", values["pairs"], schema.spelling))
     if "weight" in values:
         return extension("tables", "row_weights", "weight", values["weight"]).with_weight(
             schema, values, where
@@ -335,6 +379,11 @@ def read_schema(path: Path, label: str | None = None) -> Schema:
     if "group_weights" not in values:
         return schema
     return with_group_weights(schema, values["group_weights"], f"{where}: group_weights")
+
+
+def model_of_stored(path: Path) -> str:
+    """Return the model, `linear` or `gam`, by a schema that a run has stored: a gam has bins of every number."""
+    return "linear" if read_schema(path).numbers else "gam"
 
 
 def _labelled(schema: Schema, label: str | None, declared: object, where: str) -> Schema:
@@ -360,6 +409,16 @@ def _labelled(schema: Schema, label: str | None, declared: object, where: str) -
     if label is not None and plain(label) != plain(first):
         raise Refusal("task.label", label, f"{where} declares a label of kind {kind}; leave this out")
     return with_label(replace(schema, kind=outcome), first, where)
+
+
+def _length(where: str, value: object) -> float:
+    """Return the length of smoothing; refuse one that is out of range."""
+    length = _number(where, "smoothing", value)
+    if not 0 <= length <= LONGEST:
+        raise Refusal(
+            f"{where}: smoothing", f"{length:g}", f"give a number from 0, separate bins, to {LONGEST:g}"
+        )
+    return length
 
 
 def columns_of(where: str, definitions: dict[Any, Any]) -> tuple[Column, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial, wraps
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..base.extensions import extension
 from ..base.refusal import Refusal
 from ..configs.bundle_files import SCHEMA
+from ..configs.task_settings import AUTO
 from ..privacy.statistics.holdout import holdout_mask
 from .classification import softmax_regression
 from .columns import LazyColumns
@@ -27,9 +28,19 @@ from .flwr_partition import FLWR, flwr_shares
 from .group_weights import weighted_schema
 from .partition import Partition
 from .scaling import ASKED, FIELD, Moments, standardised, with_moments
+from .table_basis import SMOOTHING, effective
 from .table_draft import DRAFT_COMMAND, draft_of
-from .table_files import Files, RowSource, clients_of, read_columns, read_groups, read_persons, read_rows
-from .table_schema import Schema, plain, read_schema
+from .table_files import (
+    Files,
+    RowSource,
+    clients_of,
+    read_columns,
+    read_groups,
+    read_persons,
+    read_rows,
+    row_bound,
+)
+from .table_schema import Schema, model_of_stored, plain, read_schema
 
 MODELS = ("linear", "mlp", "gam")
 SHARED = ("schema", SCHEMA)  # key of what all devices' tasks share, and its default in a bundle
@@ -95,7 +106,16 @@ class Tables:
 
         A number that is scaled by its deviation adds 1 on average. The learning rate follows from it and `curvature`.
         """
-        return 1 + len(self.schema.inputs)
+        return 1 + len(self.schema.inputs) + len(self.schema.pairs)
+
+    @cached_property
+    def directions(self) -> float:
+        """Number of directions in which noise on a model matters: of smooth bins fewer than of their inputs."""
+        schema, numbers = self.schema, float(sum(each.numel() for each in self.model().parameters()))
+        if self.hidden:
+            return numbers
+        rows = [*map(schema.rows, schema.inputs), *(pair.rows for pair in schema.pairs)]
+        return numbers * (1 + sum(map(effective, rows))) / (1 + schema.width)
 
     @property
     def curvature(self) -> float:
@@ -275,6 +295,15 @@ def layers_of(model: str, hidden: Sequence[int] | int) -> tuple[int, ...]:
     return sizes if model == "mlp" else ()
 
 
+class PublicSize(NamedTuple):
+    """Public numbers of all clients' tables: rows, columns of inputs, clients, and pairs of the schema."""
+
+    rows: int
+    columns: int
+    clients: int
+    pairs: int
+
+
 @dataclass(frozen=True)
 class TableKeys:
     """Keys of the task `csv`.
@@ -293,6 +322,8 @@ class TableKeys:
       person: column that identifies the person of a row, which the model never sees; None without one.
       groups: columns whose categories are groups, for figures of fairness.
       bins: number of bins of a number without edges, for gam; at least 2.
+      smoothing: length over which neighbouring bins of a gam share their inputs, as a share of half the range, where the
+        schema has none; 0 if they are separate.
       group_weights: file of weights in the loss by group and class, or of an answer that they follow from; None for those
         of the schema.
       scaling: file of an answer with the mean and variance of each number, by which numbers are scaled; None for the
@@ -321,6 +352,7 @@ class TableKeys:
     person: str | None = None
     groups: Sequence[str] | str = ()
     bins: int = 16
+    smoothing: float = SMOOTHING
     group_weights: str | None = None
     scaling: str | None = None
     num_clients: int | None = None
@@ -356,13 +388,23 @@ class TableKeys:
         """Return the tables at a path."""
         return Files(Path(path), self.encoding)
 
+    def public_size(self) -> PublicSize:
+        """Return what a choice of the model may depend on; of a CSV file's rows no cell is read."""
+        sources = self.sources()
+        schema = self.agreed(sources)
+        rows = sum(row_bound(source) for source in sources)
+        return PublicSize(rows, len(schema.inputs), self.num_clients or len(sources), len(schema.pairs))
+
     def agreed(self, sources: Sequence[RowSource]) -> Schema:
         """Return the schema that all clients share, with the model's bins, scaling and weights, and without persons."""
         schema = _without(self.person, _schema(self, sources), self.simulated)
         if self.model == "gam":
             if self.scaling is not None:
                 raise Refusal(FIELD, self.scaling, "scales numbers, and a gam uses their bins; leave it out")
-            schema = schema.binned(self.bins)
+            schema = schema.binned(self.bins, self.smoothing)
+        elif schema.pair_names:
+            remedy = "are of an additive model; set task.model=gam, or remove pairs from the schema"
+            raise Refusal("task.model", self.model, f"{schema.pairs[0].name} and other pairs {remedy}")
         schema = with_moments(standardised(schema, self.scaling), self.moments or {})
         return weighted_schema(schema, self.group_weights)
 
@@ -438,6 +480,8 @@ def _without(person: str | None, schema: Schema, simulated: bool) -> Schema:
     if len(others) < len(schema.columns) and not (simulated and plain(person) != plain(schema.label)):
         remedy = "is a column of the schema, so the model would see it; remove it there"
         raise Refusal("task.person", person, remedy)
+    if any(plain(person) in map(plain, pair) for pair in schema.pair_names):
+        raise Refusal("task.person", person, "is in a pair of the schema; remove that pair")
     if len(others) < 2:
         raise Refusal("task.person", person, "leaves no column to predict the label from")
     return replace(schema, columns=others)
@@ -462,8 +506,11 @@ def released(folder: Path, task: Mapping[str, Any]) -> tuple[str, dict[str, Any]
       folder: of the run.
       task: keys of its task.
     """
+    schema = folder / SCHEMA
     options = {name: task[name] for name in ("model", "hidden", "groups", "bins") if name in task}
-    return "csv", {"schema": str(folder / SCHEMA), **options}
+    if options.get("model") == AUTO:
+        options["model"] = model_of_stored(schema)
+    return "csv", {"schema": str(schema), "smoothing": 0.0, **options}  # that of gams of earlier releases
 
 
 def _dealt(clients: Sequence[Examples], schema: Schema, keys: TableKeys) -> tuple[Examples, ...]:

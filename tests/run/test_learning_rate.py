@@ -19,7 +19,7 @@ from fedveil.simulations.simulate import simulate
 pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
 
 COLUMNS, ROWS = 5, 240
-TABLES = ("task=csv", "task.simulated=true", "audit=off")
+TABLES = ("task.model=linear", "task=csv", "task.simulated=true", "audit=off")
 
 
 @pytest.fixture

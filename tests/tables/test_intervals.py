@@ -42,6 +42,7 @@ def write_sites(folder: Path, label: str) -> list[str]:
     (folder / "new.csv").write_text("age,sex\n30,f\n80,m\n")
     return [
         "task=csv",
+        "task.model=linear",
         f"task.folder={folder / 'sites'}",
         f"task.schema={folder / 'schema.yaml'}",
         f"task.held_out_file={folder / 'public.csv'}",

@@ -164,6 +164,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("survival")
     write(folder / "clinics")
     own = [f"task.folder={folder / 'clinics'}", "task.simulated=true", "num_rounds=60", "seed=1", "audit=off"]
+    own.append("task.model=linear")
     assert run(["simulate", "task=csv", *own, "privacy=none", f"hydra.run.dir={folder / 'run'}"]) == 0
     return folder
 

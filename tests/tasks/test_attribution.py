@@ -124,6 +124,7 @@ def test_the_owner_reads_why_a_row_is_predicted_as_it_is(
         "folder": str(tmp_path / "tables"),
         "schema": str(tmp_path / "schema.yaml"),
         "simulated": True,
+        "model": "linear",
     }
     run = fv.simulate(task, privacy="none", num_rounds=5, folder=tmp_path / "run", quiet=True)
     (tmp_path / "new.csv").write_text("x,kind\n2.4,p\n-1.5,q\n")

@@ -56,7 +56,7 @@ def shops(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options(shops: Path) -> dict[str, Any]:
-    return {"folder": str(shops), "simulated": True, "groups": ["sex"]}
+    return {"folder": str(shops), "simulated": True, "groups": ["sex"], "model": "gam"}
 
 
 @pytest.fixture(scope="module")
