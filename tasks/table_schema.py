@@ -257,9 +257,12 @@ class Schema:
         return sum(each.width for each in (*self.inputs, *self.pairs))
 
     def rows(self, column: Column) -> NDArray[np.float32]:
-        """Return the inputs of each bin or word of a column, and last of no value if that is an input, (width, width)."""
+        """Return the inputs of each bin or word of a column, and last of no value if that is an input, (width, width).
+
+        Bins of a column with a direction or a bound are separate: the closest shape need not be smooth.
+        """
         rows = np.eye(column.width, dtype=np.float32)
-        if column.edges and self.smoothing:
+        if column.edges and self.smoothing and not column.is_constrained:
             rows[: column.values, : column.values] = basis(column.values, self.smoothing)
         return rows
 
