@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -441,11 +442,31 @@ def describe_shapes(shapes: Fields | None) -> dict[str, Any] | None:
         return None
     rows = [
         _shape(shape, score, index)
-        for shape in shapes["shapes"]
+        for shape in map(_flat, shapes["shapes"])
         for index, score in enumerate(shapes["scores"])
     ]
     rows.sort(key=lambda each: each["lowest"] - each["highest"])
     return {"intercept": [_round_value(each) for each in shapes["intercept"]], "shapes": rows}
+
+
+def _flat(shape: Fields) -> Fields:
+    """Return the shape of a pair of columns as one of words, one for each combination of levels; others as they are."""
+    if "levels" not in shape:
+        return shape
+    first, second = (_level_names(each) for each in shape["levels"])
+    words = [f"{one}, {two}" for one in first for two in second]
+    return {
+        **shape,
+        "words": words,
+        "values": [[each for row in score for each in row] for score in shape["values"]],
+    }
+
+
+def _level_names(level: Fields) -> list[str]:
+    """Return the words of a column in a pair, or its bins as ranges."""
+    if "words" in level:
+        return list(level["words"])
+    return [f"{low:g} to {high:g}" for low, high in pairwise(level["edges"])]
 
 
 def _shape(shape: Fields, score: str, index: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base.refusal import Refusal
-from .table_basis import Pair
+from .table_basis import LevelColumn, Pair
 from .table_schema import Column, Schema, read_schema
 
 SHAPES = "shapes.json"
@@ -101,6 +101,6 @@ def _pair(pair: Pair, values: NDArray[np.float64]) -> dict[str, Any]:
     }
 
 
-def _levels(pair: Pair, column: Column) -> dict[str, Any]:
+def _levels(pair: Pair, column: LevelColumn) -> dict[str, Any]:
     """Return a column's name, with its words or the edges of its groups of bins."""
     return {"column": column.name, "words" if column.categories else "edges": pair.levels(column)}

@@ -11,15 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..base.refusal import Refusal
-
-if TYPE_CHECKING:
-    from .table_schema import Column
 
 # Of a number in a pair: as many as its two shapes need to bend, since every cell gets a share of the noise.
 PAIR_BINS = 8
@@ -73,6 +70,40 @@ def inputs_of(codes: NDArray[np.int64], rows: NDArray[np.float32]) -> NDArray[np
     return np.vstack([rows, np.zeros_like(rows[:1])])[codes]
 
 
+class LevelColumn(Protocol):
+    """Column of a schema, as a pair reads it."""
+
+    @property
+    def name(self) -> str:
+        """As in the header of a table."""
+        ...
+
+    @property
+    def low(self) -> float:
+        """Lower bound of a number."""
+        ...
+
+    @property
+    def high(self) -> float:
+        """Upper bound of a number."""
+        ...
+
+    @property
+    def categories(self) -> tuple[tuple[str, ...], ...]:
+        """Spellings of each word; empty for a number."""
+        ...
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words, each by its first spelling."""
+        ...
+
+    @property
+    def edges(self) -> tuple[float, ...]:
+        """Edges between the bins of a number."""
+        ...
+
+
 @dataclass(frozen=True)
 class Pair:
     """Pair of columns of an additive model, whose inputs are the products of both columns' inputs.
@@ -80,8 +111,8 @@ class Pair:
     They are centred along both columns, so that they add what the two shapes alone cannot.
     """
 
-    first: Column
-    second: Column
+    first: LevelColumn
+    second: LevelColumn
 
     @property
     def name(self) -> str:
@@ -108,7 +139,7 @@ class Pair:
         one, two = (_coarse(column, each) for column, each in ((self.first, first), (self.second, second)))
         return np.where((one < 0) | (two < 0), -1, one * self.counts[1] + two)
 
-    def levels(self, column: Column) -> list[float] | list[str]:
+    def levels(self, column: LevelColumn) -> list[float] | list[str]:
         """Return a column's levels in the pair: its words, or the edges of its groups of bins with both bounds."""
         if column.categories:
             return list(column.words)
@@ -122,18 +153,18 @@ def pair_name(first: str, second: str) -> str:
     return f"{first} x {second}"
 
 
-def _levels(column: Column) -> int:
+def _levels(column: LevelColumn) -> int:
     return len(column.categories) or min(len(column.edges) + 1, PAIR_BINS)
 
 
-def _coarse(column: Column, codes: NDArray[np.int64]) -> NDArray[np.int64]:
+def _coarse(column: LevelColumn, codes: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the level of each bin or word, -1 if it is missing."""
     if column.categories:
         return codes
     return np.where(codes < 0, -1, codes * _levels(column) // (len(column.edges) + 1))
 
 
-def _level_inputs(column: Column) -> NDArray[np.float32]:
+def _level_inputs(column: LevelColumn) -> NDArray[np.float32]:
     count = _levels(column)
     return contrast(count) if column.categories else basis(count, PAIR_LENGTH)
 

@@ -19,7 +19,7 @@ from fedveil.evidence.answers import report_of_answers
 from fedveil.evidence.binding.bound_folder import Knowledge
 from fedveil.evidence.binding.verify import verify_folder
 from fedveil.evidence.card import card_of
-from fedveil.evidence.content import receipts_of, report_of, to_json
+from fedveil.evidence.content import describe_shapes, receipts_of, report_of, to_json
 from fedveil.evidence.page import page_of
 from fedveil.evidence.page_text import differences
 from fedveil.privacy.audit.round_rows import row_type
@@ -422,3 +422,13 @@ def test_receipts_of_a_secret_draw_are_their_operators(tmp_path: Path) -> None:
 
 def test_a_simulation_has_no_receipts() -> None:
     assert receipts_of(read_run(KEPT)) is None
+
+
+def test_a_pair_has_a_value_for_each_combination_of_levels() -> None:
+    levels = [{"column": "age", "edges": [0, 40, 80]}, {"column": "kind", "words": ["p", "q"]}]
+    pair = {"column": "age x kind", "range": 1.0, "levels": levels, "values": [[[0.1, -0.1], [-0.1, 0.1]]]}
+    content = describe_shapes({"scores": ["yes"], "intercept": [0.0], "shapes": [{**pair, "missing": [0.0]}]})
+    assert content is not None
+    (shape,) = content["shapes"]
+    assert shape["words"] == ["0 to 40, p", "0 to 40, q", "40 to 80, p", "40 to 80, q"]
+    assert shape["values"] == [0.1, -0.1, -0.1, 0.1] and shape["missing"] == 0

@@ -48,7 +48,7 @@ def test_records_epsilon_and_mode_choose_the_model(
     assert build(settings).settings.task.model == model  # pyright: ignore
 
 
-def test_a_choice_is_said_with_its_numbers(tmp_path: Path) -> None:
+def test_a_choice_has_its_numbers_in_a_sentence(tmp_path: Path) -> None:
     settings = settings_from_overrides([*tables(tmp_path, 100), "privacy=none"])
     choice = model_choice(settings)
     assert choice.model == "gam"
