@@ -22,7 +22,8 @@ TABLE = {
     ("settings", "server"): "deployment.settings:ServerSettings",  # configs/reference.py
     ("task settings", "shipped"): "tasks.shipped.settings:TASKS",  # configs/schema.py
     ("task settings", "text"): "text.settings:TASKS",
-    ("label", "survival"): "tables.survival:survival",  # tasks/table_schema.py
+    ("label", "count"): "tables.counts:count",  # tasks/table_schema.py
+    ("label", "survival"): "tables.survival:survival",
     ("personal", "own_layers"): "personal.own_layers",  # tasks/__init__.py, client/workbench.py
     ("engine", "ray"): "engines.ray:ray_grid",  # simulations/engines.py
     ("task", "mnist5k"): "tasks.shipped.mnist5k",  # tasks/__init__.py
