@@ -23,6 +23,7 @@ TABLE = {
     ("task settings", "shipped"): "tasks.shipped.settings:TASKS",  # configs/schema.py
     ("task settings", "text"): "text.settings:TASKS",
     ("label", "count"): "tables.counts:count",  # tasks/table_schema.py
+    ("label", "ordinal"): "tables.grades:ordinal",
     ("label", "survival"): "tables.survival:survival",
     ("personal", "own_layers"): "personal.own_layers",  # tasks/__init__.py, client/workbench.py
     ("engine", "ray"): "engines.ray:ray_grid",  # simulations/engines.py

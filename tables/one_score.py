@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 
-def one_score(inputs: int, offsets: Sequence[float]) -> nn.Module:
+def one_score(inputs: int, offsets: Sequence[float], reach: int | None = None) -> nn.Module:
     """Return a model whose score starts at zero, with outputs of shape (n, offsets).
 
     It is made of linear layers alone, so that every way to compute gradients of single records knows it. The second has a
@@ -17,10 +17,13 @@ def one_score(inputs: int, offsets: Sequence[float]) -> nn.Module:
     Args:
       inputs: number of inputs.
       offsets: public values at which the offsets start.
+      reach: number of outputs that have the score, from the first on; the others are their offsets. None for all.
     """
     score = nn.Linear(inputs, 1, bias=False, device="meta")  # on which no random number is drawn
     score.weight = nn.Parameter(torch.zeros(1, inputs))
     spread = nn.Linear(1, len(offsets), device="meta")
-    spread.weight = nn.Parameter(torch.ones(len(offsets), 1), requires_grad=False)
+    weight = torch.ones(len(offsets), 1)
+    weight[len(offsets) if reach is None else reach :] = 0
+    spread.weight = nn.Parameter(weight, requires_grad=False)
     spread.bias = nn.Parameter(torch.tensor(offsets, dtype=torch.float32))
     return nn.Sequential(score, spread)
