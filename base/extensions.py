@@ -25,6 +25,7 @@ TABLE = {
     ("label", "count"): "tables.counts:count",  # tasks/table_schema.py
     ("label", "ordinal"): "tables.grades:ordinal",
     ("label", "survival"): "tables.survival:survival",
+    ("label", "several"): "tables.several:several",
     ("personal", "own_layers"): "personal.own_layers",  # tasks/__init__.py, client/workbench.py
     ("engine", "ray"): "engines.ray:ray_grid",  # simulations/engines.py
     ("task", "mnist5k"): "tasks.shipped.mnist5k",  # tasks/__init__.py
