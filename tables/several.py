@@ -38,6 +38,7 @@ class Several:
     words = ()  # outputs are logits of several sets of classes
     weights = ()  # each member has its own
     law = ""
+    directed = False
     unit = (0.0, 1.0)
     parameters = ("weight", "bias")
 

@@ -54,6 +54,7 @@ class SurvivalTimes:
     weighted = ()
     weights = ()
     law = ""
+    directed = True
     unit = (0.0, 1.0)
     # Its mean over records is the sum of the hazards that they live through, which at the fit is the share with an event.
     curvature = 1.0

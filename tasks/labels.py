@@ -109,6 +109,11 @@ class Label(Protocol):
         ...
 
     @property
+    def directed(self) -> bool:
+        """Whether the schema may require a direction or a bound of a column's shape."""
+        ...
+
+    @property
     def parameters(self) -> tuple[str, str]:
         """Names of the weight and the bias of a linear model."""
         ...
@@ -200,6 +205,7 @@ class Classes:
     unit = (0.0, 1.0)
     curvature = 0.5  # Boehning 1992
     law = "classes"  # of intervals, see tables/intervals.py
+    directed = True
     parameters = ("weight", "bias")
 
     @property
@@ -285,6 +291,7 @@ class Number:
     weights = ()
     curvature = 2.0
     law = "number"
+    directed = True
     parameters = ("weight", "bias")
 
     @property

@@ -11,7 +11,7 @@ from sklearn.metrics import d2_tweedie_score
 
 from fedveil.__main__ import run
 from fedveil.base.refusal import Refusal
-from fedveil.tables.counts import Counts
+from fedveil.tables.counts import SHARE, Counts
 from fedveil.tasks.shapes import read_shapes
 from fedveil.tasks.table_schema import read_schema
 from fedveil.tasks.tables import load
@@ -76,7 +76,7 @@ def test_deviance_explained_is_that_of_scikit_learn(tmp_path: Path) -> None:
 def test_loss_beyond_the_largest_count_is_a_straight_line(tmp_path: Path) -> None:
     write(tmp_path)
     outputs = torch.tensor([[0.3], [2.9957323], [9.0], [10.0]], requires_grad=True)
-    loss = label_of(tmp_path).loss(outputs, torch.tensor([1.5] * 4), ())
+    loss = SHARE * label_of(tmp_path).loss(outputs, torch.tensor([1.5] * 4), ())
     (gradient,) = torch.autograd.grad(4 * loss, outputs)
     assert gradient.flatten().tolist() == pytest.approx([np.exp(0.3) - 1.5, 18.5, 18.5, 18.5], abs=1e-4)
     assert label_of(tmp_path).predictions(np.array([[9.0], [0.0]]))["visits"].tolist() == pytest.approx(

@@ -115,3 +115,9 @@ def test_private_modes_train_several_labels(mode: str, model: str, tmp_path: Pat
     own += ["num_rounds=3", f"privacy={mode}", "audit=off", f"hydra.run.dir={tmp_path / 'run'}", "seed=1"]
     assert run(["simulate", "task=csv", *own, *(["batch_size=50"] if mode == "record" else [])]) == 0
     assert "auc_ill" in json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
+
+
+def test_a_direction_of_several_scores_is_refused(tmp_path: Path) -> None:
+    schema = SCHEMA.replace("LABEL", LABEL).replace("high: 1}", "high: 1, monotone: up}")
+    with pytest.raises(Refusal, match="is of a kind without monotone and bound"):
+        load(str(write(tmp_path, schema)), simulated=True)

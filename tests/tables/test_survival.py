@@ -219,3 +219,19 @@ def test_rows_of_one_person_are_bounded(clinics: Path, tmp_path: Path) -> None:
     own = [f"task.folder={folder}", "task.simulated=true", "task.person=patient", "privacy.per_person=2"]
     own += ["num_rounds=2", "seed=1", "privacy=record", "batch_size=50", "audit=off"]
     assert run(["simulate", "task=csv", *own, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
+
+
+def test_a_direction_holds_for_the_hazard(clinics: Path, tmp_path: Path) -> None:
+    file = clinics / "schema.yaml"
+    file.write_text(file.read_text().replace("high: 1}", "high: 1, monotone: down}"))
+    own = [
+        f"task.folder={clinics}",
+        "task.simulated=true",
+        "num_rounds=10",
+        "seed=1",
+        "privacy=none",
+        "audit=off",
+    ]
+    assert run(["simulate", "task=csv", *own, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
+    shapes = read_shapes(file, tmp_path / "run" / "model.safetensors")
+    assert shapes is not None and shapes["shapes"][0]["values"] == [[0, 0]]  # the data say up
