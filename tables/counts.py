@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..base.refusal import Refusal
 from ..tasks.labels import PREDICTED, LabelCells, LabelColumn, LinearScores
-from ..tasks.table_schema import Column
+from ..tasks.table_schema import DeclaredLabel
 from .label_keys import LabelKeys
 
 if TYPE_CHECKING:  # a program without torch predicts with an exported model
@@ -54,12 +54,12 @@ class Counts:
     parameters = ("weight", "bias")
 
     @property
-    def columns(self) -> tuple[LabelColumn, ...]:
-        return (self.column,)
-
-    @property
     def keys(self) -> Mapping[str, object]:
         return {"kind": "count", "column": self.column.name, "mean": self.mean}
+
+    @property
+    def columns(self) -> tuple[LabelColumn, ...]:
+        return (self.column,)
 
     @property
     def unit(self) -> tuple[float, float]:
@@ -133,20 +133,15 @@ def _deviance(counts: Array, rates: Array) -> float:
     return float(2 * (logs - counts + rates).mean())
 
 
-def count(field: str, values: Mapping[str, object], columns: Sequence[Column]) -> Counts:
-    """Return the label that a schema declares by `kind: count`; refuse a column that holds no counts.
-
-    Args:
-      field: what a refusal names.
-      values: keys of the label, without `kind`.
-      columns: all columns of the schema.
-    """
-    keys = LabelKeys(field, values, columns)
-    keys.check(KEYS)
+def count(declared: DeclaredLabel) -> Counts:
+    """Return the label that a schema declares by `kind: count`; refuse a column that holds no counts."""
+    keys = LabelKeys(declared, KEYS)
     column = keys.column("column")
     if column.categories or column.low < 0 or column.high < 1:
-        raise Refusal(f"{field}.column", column.name, "must hold numbers, with low from 0 and high from 1 on")
+        raise Refusal(
+            keys.field("column"), column.name, "must hold numbers, with low from 0 and high from 1 on"
+        )
     mean = keys.number("mean", math.sqrt(column.high))  # between 1 and the largest count
     if not 0 < mean <= column.high:
-        raise Refusal(f"{field}.mean", f"{mean:g}", f"must be above 0 and at most {column.high:g}")
+        raise Refusal(keys.field("mean"), f"{mean:g}", f"must be above 0 and at most {column.high:g}")
     return Counts(column, column.high, mean)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..base.refusal import Refusal
 from ..tasks.labels import PREDICTED, LabelCells, LabelColumn, LinearScores
-from ..tasks.table_schema import Column
+from ..tasks.table_schema import DeclaredLabel
 from .label_keys import LabelKeys
 from .survival_metrics import concordance
 
@@ -48,12 +48,12 @@ class Grades:
         return (self.column,)
 
     @property
-    def weighted(self) -> tuple[LabelColumn, ...]:
-        return (self.column,)
-
-    @property
     def weights(self) -> tuple[float, ...]:
         return self.column.weights
+
+    @property
+    def weighted(self) -> tuple[LabelColumn, ...]:
+        return (self.column,)
 
     @property
     def keys(self) -> Mapping[str, object]:
@@ -133,20 +133,13 @@ class Grades:
         return LinearScores([f"above {self.column.words[0]}"], weight, bias[:1])
 
 
-def ordinal(field: str, values: Mapping[str, object], columns: Sequence[Column]) -> Grades:
-    """Return the label that a schema declares by `kind: ordinal`; refuse a column without three categories.
-
-    Args:
-      field: what a refusal names.
-      values: keys of the label, without `kind`.
-      columns: all columns of the schema.
-    """
-    keys = LabelKeys(field, values, columns)
-    keys.check(KEYS)
+def ordinal(declared: DeclaredLabel) -> Grades:
+    """Return the label that a schema declares by `kind: ordinal`; refuse a column without three categories."""
+    keys = LabelKeys(declared, KEYS)
     column = keys.column("column")
     if len(column.categories) < 3:
         remedy = (
             "must have at least three categories, in ascending order; of two, give the column's name alone"
         )
-        raise Refusal(f"{field}.column", column.name, remedy)
+        raise Refusal(keys.field("column"), column.name, remedy)
     return Grades(column)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..base.refusal import Refusal
 from ..tasks.labels import Classes, LabelCells, LabelColumn, LinearScores
-from ..tasks.table_schema import Column
+from ..tasks.table_schema import DeclaredLabel
 from .label_keys import LabelKeys
 
 if TYPE_CHECKING:  # a program without torch predicts with an exported model
@@ -136,18 +136,11 @@ class Several:
         return LinearScores(names, np.concatenate(weights), np.concatenate(biases))
 
 
-def several(field: str, values: Mapping[str, object], columns: Sequence[Column]) -> Several:
-    """Return the labels that a schema declares by `kind: several`; refuse a column without categories.
-
-    Args:
-      field: what a refusal names.
-      values: keys of the label, without `kind`.
-      columns: all columns of the schema.
-    """
-    keys = LabelKeys(field, values, columns)
-    keys.check(KEYS)
+def several(declared: DeclaredLabel) -> Several:
+    """Return the labels that a schema declares by `kind: several`; refuse a column without categories."""
+    keys = LabelKeys(declared, KEYS)
     own = keys.several("columns")
     for column in own:
         if len(column.categories) < 2:
-            raise Refusal(f"{field}.columns", column.name, "must have at least two categories")
+            raise Refusal(keys.field("columns"), column.name, "must have at least two categories")
     return Several(tuple(map(Classes, own)))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..base.refusal import Refusal
 from ..tasks.labels import PREDICTED, SCORE, LabelCells, LabelColumn, LinearScores
-from ..tasks.table_schema import Column
+from ..tasks.table_schema import Column, DeclaredLabel
 from .label_keys import LabelKeys
 from .survival_metrics import concordance, integrated_brier
 
@@ -164,23 +164,16 @@ class SurvivalTimes:
         return LinearScores([f"hazard of {self.event.words[1]}"], weight, bias[:1])
 
 
-def survival(field: str, values: Mapping[str, object], columns: Sequence[Column]) -> SurvivalTimes:
-    """Return the label that a schema declares by `kind: survival`; refuse columns that cannot be its time or event.
-
-    Args:
-      field: what a refusal names.
-      values: keys of the label, without `kind`.
-      columns: all columns of the schema.
-    """
-    keys = LabelKeys(field, values, columns)
-    keys.check(KEYS)
+def survival(declared: DeclaredLabel) -> SurvivalTimes:
+    """Return the label that a schema declares by `kind: survival`; refuse columns that cannot be its time or event."""
+    keys = LabelKeys(declared, KEYS)
     time, event = keys.column("time"), keys.column("event")
     if time.categories or time.low < 0:
-        raise Refusal(f"{field}.time", time.name, "must hold numbers, with low and high of at least 0")
+        raise Refusal(keys.field("time"), time.name, "must hold numbers, with low and high of at least 0")
     if len(event.categories) != 2:
         remedy = "must have two categories; the second says that the event occurred"
-        raise Refusal(f"{field}.event", event.name, remedy)
-    bins = values.get("bins", str(BINS))
+        raise Refusal(keys.field("event"), event.name, remedy)
+    bins = declared.values.get("bins", str(BINS))
     ends = _ends(keys, bins, time)
     shown = ends[:-1] if isinstance(bins, list) else len(ends)
     return SurvivalTimes(time, event, ends, shown)
@@ -193,9 +186,9 @@ def _ends(keys: LabelKeys, bins: object, time: Column) -> tuple[float, ...]:
         inner = tuple(keys.as_number("bins", each) for each in items)
         if not inner or list(inner) != sorted({0.0, *inner, time.high})[1:-1]:
             remedy = f"must ascend, above 0 and below {time.high:g}"
-            raise Refusal(f"{keys.field}.bins", list(inner), remedy)
+            raise Refusal(keys.field("bins"), list(inner), remedy)
         return (*inner, time.high)
     number = keys.as_number("bins", bins)
     if number != int(number) or not 1 <= number <= MOST_BINS:
-        raise Refusal(f"{keys.field}.bins", bins, f"must be a whole number from 1 to {MOST_BINS}, or a list")
+        raise Refusal(keys.field("bins"), bins, f"must be a whole number from 1 to {MOST_BINS}, or a list")
     return tuple(np.linspace(0, time.high, int(number) + 1)[1:].tolist())

@@ -188,6 +188,21 @@ class GroupWeights:
 
 
 @dataclass(frozen=True)
+class DeclaredLabel:
+    """Label as a schema declares it by its kind.
+
+    Attributes:
+      field: what a refusal names: the file, and its key.
+      values: texts, lists and mappings by key, without `kind`.
+      columns: all columns of the schema.
+    """
+
+    field: str
+    values: Mapping[str, Any]
+    columns: tuple[Column, ...]
+
+
+@dataclass(frozen=True)
 class Schema:
     """Schema of tables.
 
@@ -407,7 +422,7 @@ def _labelled(schema: Schema, label: str | None, declared: object, where: str) -
     if kind not in (kinds := names("label")):
         remedy = f"kind must be one of {', '.join(kinds)}; of one column of categories or numbers, give its name alone"
         raise Refusal(field, kind, remedy)
-    outcome: Label = extension("label", str(kind), field, kind)(field, keys, schema.columns)
+    outcome: Label = extension("label", str(kind), field, kind)(DeclaredLabel(field, keys, schema.columns))
     first = outcome.columns[0].name
     if label is not None and plain(label) != plain(first):
         raise Refusal("task.label", label, f"{where} declares a label of kind {kind}; leave this out")

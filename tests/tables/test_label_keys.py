@@ -4,13 +4,13 @@ import pytest
 
 from fedveil.base.refusal import Refusal
 from fedveil.tables.label_keys import LabelKeys
-from fedveil.tasks.table_schema import Column
+from fedveil.tasks.table_schema import Column, DeclaredLabel
 
-COLUMNS = [Column("First Visit"), Column("grade")]
+COLUMNS = (Column("First Visit"), Column("grade"))
 
 
 def keys(**values: object) -> LabelKeys:
-    return LabelKeys("s.yaml: label", values, COLUMNS)
+    return LabelKeys(DeclaredLabel("s.yaml: label", values, COLUMNS), [*values])
 
 
 def test_a_column_goes_by_its_name_without_case() -> None:
