@@ -74,14 +74,16 @@ class Content:
     def add(self, cells: Cells) -> None:
         """Add the cells of a block."""
         words_of_file = self.words.setdefault(cells.file, set())
-        words = [word for word in cells.words()[0] if word is not None and plain(word) not in cells.missing]
-        for word in words if len(self.spellings) <= MAX_CATEGORIES else ():
-            self.spellings.setdefault(plain(word), " ".join(word.split()))
-            words_of_file.add(plain(word))
-        for word in words:
-            if None in self.forms:
+        for word in cells.words()[0] if len(self.spellings) <= MAX_CATEGORIES or self.are_dates else ():
+            if word is None or plain(word) in cells.missing:
+                continue
+            if len(self.spellings) <= MAX_CATEGORIES:
+                self.spellings.setdefault(plain(word), " ".join(word.split()))
+                words_of_file.add(plain(word))
+            if None not in self.forms:
+                self._add_date(word.strip())
+            elif len(self.spellings) > MAX_CATEGORIES:
                 break
-            self._add_date(word.strip())
         numbers = self._numbers(cells) if self.numeric else None
         if numbers is None:
             self.numeric = False
