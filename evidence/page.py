@@ -16,7 +16,7 @@ from .answers import FORMAT as ANSWERS
 from .charts import bar, thin
 from .held_out import MAX_COEFFICIENTS
 from .page_text import is_finite, resolve_pointer, step, text_of
-from .pictures import MAX_SHAPES, curves, exposed, pictures
+from .pictures import MAX_SHAPES, curve_ends, curves, exposed, pictures
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -64,6 +64,7 @@ def _render(
         ref=_references(report),
         bar=_bar,
         curves=_curves,
+        curve_ends=curve_ends,
         step=step,
         charts={name: Markup(each) for name, each in svgs.items()},
         style=Markup((PAGE / STYLE).read_text(encoding="utf-8")),

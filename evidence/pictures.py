@@ -13,7 +13,7 @@ from ..run.run_files import Fields
 from .charts import Chart, Line, Mark, Points, Whisker, bars, svg
 from .held_out import Band, bands, reliability
 from .memorisation import EXPOSURE
-from .page_text import is_finite, resolve_pointer, step
+from .page_text import is_finite, step
 
 GUESSING = ((0.0, 0.0), (1.0, 1.0))  # true by false positives of a test that guesses
 LOOKS = ("accuracy", "epsilon")  # of the curve of this run, and of the run to compare it with
@@ -25,6 +25,7 @@ CURVES = (
     "plan",
     "budget",
 )  # looks of the first groups' curves; the table has all of them
+SHIFT, MARGIN = 0.006, 0.15  # between intervals at one time, and beside the curves' ends, over the last time
 ROOM = 1.1  # ends of the shapes' axis over the largest and smallest contribution
 
 
@@ -293,29 +294,41 @@ def curves(answer: Fields, at: str) -> str:
       answer: in a report's form.
       at: pointer to the answer.
     """
-    groups: dict[str, list[tuple[int, float]]] = {}
-    for index, figure in enumerate(answer["figures"]):
-        end, _, group = figure["name"].removeprefix(SURVIVAL).partition(", ")
-        if figure["name"].startswith(SURVIVAL) and figure["value"] is not None:
-            groups.setdefault(group, []).append((index, float(end)))
+    groups = _curves_of(answer)
     if not groups:
         return ""
     lines: list[Line] = []
     whiskers: list[Whisker] = []
     marks: list[Mark] = []
-    last = max(end for points in groups.values() for _, end in points)
-    for number, (points, look) in enumerate(zip(groups.values(), CURVES, strict=False)):
+    values: dict[str, object] = {}
+    last = max(end for points in groups for _, end in points)
+    for number, (points, look) in enumerate(zip(groups, CURVES, strict=False)):
         figures = [(end, answer["figures"][index]) for index, end in points]
         lines.append(Line([(0.0, 1.0), *((end, each["value"]) for end, each in figures)], look))
-        shift = 0.006 * number * last  # so that intervals at one time lie next to each other
+        shift = SHIFT * number * last  # so that intervals at one time lie next to each other
         whiskers += [Whisker(end + shift, each["low"], each["high"], "measured") for end, each in figures]
-        pointer = f"{at}/figures/{points[-1][0]}/name"
-        marks.append(Mark(figures[-1][0], figures[-1][1]["value"], look, pointer))
-    values = {
-        mark.pointer: resolve_pointer(answer, mark.pointer.removeprefix(at)) for mark in marks if mark.pointer
-    }
+        pointer = f"{at}/figures/{points[-1][0]}/value"
+        values[pointer] = figures[-1][1]["value"]
+        marks.append(Mark(figures[-1][0], figures[-1][1]["value"], look, pointer, "share", position="beside"))
+    lines.append(Line([(0.0, 0.0), (last * (1 + MARGIN), 0.0)], "plan"))
     name, title = f"chart-survival{at.replace('/', '-')}", f"Survival of {answer['of']}, with 95 % intervals"
     return svg(Chart(name, title, str(answer["of"]), "survival", lines, whiskers, marks, values, top=1.0))
+
+
+def curve_ends(answer: Fields) -> list[int]:
+    """Return the numbers of the figures at the ends of the drawn curves, the highest first."""
+    ends = [points[-1][0] for points in _curves_of(answer)[: len(CURVES)]]
+    return sorted(ends, key=lambda index: -answer["figures"][index]["value"])
+
+
+def _curves_of(answer: Fields) -> list[list[tuple[int, float]]]:
+    """Return the numbers and the times of each curve's figures that have a value."""
+    groups: dict[str, list[tuple[int, float]]] = {}
+    for index, figure in enumerate(answer["figures"]):
+        end, _, group = figure["name"].removeprefix(SURVIVAL).partition(", ")
+        if figure["name"].startswith(SURVIVAL) and figure["value"] is not None:
+            groups.setdefault(group, []).append((index, float(end)))
+    return list(groups.values())
 
 
 def _shapes(report: Fields) -> dict[str, str]:

@@ -396,5 +396,5 @@ def test_survival_is_drawn_with_its_curves_and_its_words(asked: Path) -> None:
     assert shown[f"{first}/0/said"] == "the curves differ" and shown[f"{first}/0/value"] == "0.01"
     assert shown[f"{first}/1/said"] == "not reached by 24" and shown[f"{first}/2/value"] == "90 %"
     picture = page[page.index("chart-survival") :]
-    assert picture.count('<path class="line') == 2 and picture.count('<path class="interval measured') == 4
+    assert picture.count('<path class="line') == 3 and picture.count('<path class="interval measured') == 4
     assert not differences(page, report)
