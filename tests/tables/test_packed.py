@@ -49,6 +49,7 @@ def test_a_row_of_a_packed_table_is_named(hospitals: Path) -> None:
         ("east.csv.gz", gzip.compress(NORTH.encode())[:-4] + b"abcd", "Incorrect length of data"),
         ("east.zip", b"PK", "is no ZIP archive"),
     ],
+    ids=["no table", "an archive of files", "not packed", "cut", "wrong length", "no archive"],
 )
 def test_a_damaged_archive_is_refused(hospitals: Path, name: str, content: bytes, message: str) -> None:
     (hospitals / name).write_bytes(content)
