@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..configs.bundle_files import SCHEMA
 from ..configs.privacy_settings import ClientLevel, NoPrivacy, Record, RecordAndClient, sum_level
 from ..configs.schema import SimulationSettings
 from ..configs.task_settings import AUTO, CsvTask
@@ -50,13 +49,15 @@ def with_model_of_run(settings: SimulationSettings, run: Path | None) -> Simulat
       run: folder of the run; None if the question is about no model.
     """
     task = settings.task
-    if run is None or not isinstance(task, CsvTask) or task.model != AUTO or not (run / SCHEMA).is_file():
+    if run is None or not isinstance(task, CsvTask) or task.model != AUTO:
         return settings
+    from ..configs.bundle_files import SCHEMA
     from ..tasks.table_schema import model_of_stored
 
-    return settings.model_copy(
-        update={"task": task.model_copy(update={"model": model_of_stored(run / SCHEMA)})}
-    )
+    if not (run / SCHEMA).is_file():
+        return settings
+    model = model_of_stored(run / SCHEMA)
+    return settings.model_copy(update={"task": task.model_copy(update={"model": model})})
 
 
 def model_choice(settings: SimulationSettings) -> ModelChoice:
