@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -144,11 +144,18 @@ def _between(start: NDArray[Any], end: NDArray[Any], share: float) -> NDArray[An
     return start + np.asarray(share, start.dtype) * (end - start)
 
 
+class TrainingFolds(NamedTuple):
+    """Losses as of `Evidence` of each fold of the training rows, and the folds' weights."""
+
+    losses: list[Floats]
+    weights: Floats
+
+
 def cross_validated(
     parts: Sequence[NDArray[np.int64]],
     lacking: int,
     measure: Callable[[NDArray[np.int64], NDArray[np.int64]], Sequence[FoldMeans]],
-) -> tuple[list[Floats], Floats]:
+) -> TrainingFolds:
     """Return losses as of `Evidence` of parts of the training rows, and the parts' weights.
 
     There are none where held-out rows suffice, or where the training rows have no two parts.
@@ -160,19 +167,19 @@ def cross_validated(
         rows at other positions, the first argument, have trained.
     """
     if lacking <= 0 or len(parts) < 2:
-        return [], np.zeros(0)
+        return TrainingFolds([], np.zeros(0))
     sizes = np.array([len(part) for part in parts], float)
     others = [np.concatenate([each for each in parts if each is not part]) for part in parts]
     means = [measure(np.sort(rest), part) for rest, part in zip(others, parts, strict=True)]
     losses = [np.array([each.losses for each in of_part]) for of_part in means]
-    return losses, min(1.0, lacking / sizes.sum()) * sizes
+    return TrainingFolds(losses, min(1.0, lacking / sizes.sum()) * sizes)
 
 
 def choose(
     rows: Floats,
     measured: dict[float, FoldMeans],
     local: FoldMeans,
-    parts: tuple[list[Floats], Floats],
+    parts: TrainingFolds,
     measure: Callable[[float], FoldMeans],
 ) -> Choice:
     """Return a client's choice with its figures.
@@ -184,9 +191,10 @@ def choose(
       parts: of the training rows, as of `cross_validated`.
       measure: returns the means of the model at a share.
     """
-    losses, weights = parts
     held_out = np.array([each.losses for each in (*measured.values(), local)])
-    evidence = Evidence(np.concatenate([held_out, *losses], axis=2), np.concatenate([rows, weights]))
+    evidence = Evidence(
+        np.concatenate([held_out, *parts.losses], axis=2), np.concatenate([rows, parts.weights])
+    )
     decisions = [evidence.decide(fold) for fold in range(-1, len(rows))]
     for share in {each.share for each in decisions} - measured.keys():
         measured[share] = measure(share)

@@ -34,6 +34,7 @@ from .choice import (
     TEMPERATURES,
     Choice,
     FoldMeans,
+    TrainingFolds,
     between,
     choose,
     cross_validated,
@@ -214,7 +215,7 @@ class _Bench:
             load_arrays(self.model, between(self.shared, {name: value}, share))
         return _measure(self.task, self.model, folds, self.evaluation)
 
-    def cross_validated(self, rows: Rows) -> tuple[list[NDArray[np.float64]], NDArray[np.float64]]:
+    def cross_validated(self, rows: Rows) -> TrainingFolds:
         """Return what the training rows say; nothing of a large model, whose training would take too long."""
         training, parts = rows.training, list[NDArray[np.int64]]()
         if not is_large(self.model):

@@ -68,7 +68,7 @@ def build(
       Refusal: naming the setting.
     """
     seed = 0 if settings.seed is None else settings.seed
-    settings = with_suitable_model(_with_rule_of_resumed_run(settings), on_devices=deployed is not None)
+    settings = with_suitable_model(_with_rule_of_resumed_run(settings), on_devices=bool(deployed))
     options = task_options(settings, seed)
     if deployed:
         options = {**settings.task.options, **settings.options_of_groups}

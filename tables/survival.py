@@ -123,11 +123,11 @@ class SurvivalTimes:
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         curves = self._curves(outputs.numpy())
         times, events = targets[:, 0].numpy().astype(np.float64), targets[:, 1].numpy() > 0
-        found = {
+        figures = {
             "concordance": concordance(times, events, -curves[:, -1]),
             "integrated_brier": integrated_brier(times, events, curves, self.ends),
         }
-        return {name: value for name, value in found.items() if np.isfinite(value)}
+        return {name: value for name, value in figures.items() if np.isfinite(value)}
 
     def _curves(self, outputs: Array) -> NDArray[np.float64]:
         """Return each row's survival at the end of each interval, shape (n, intervals)."""
@@ -175,8 +175,8 @@ def survival(declared: DeclaredLabel) -> SurvivalTimes:
         raise Refusal(keys.field("event"), event.name, remedy)
     bins = declared.values.get("bins", str(BINS))
     ends = _ends(keys, bins, time)
-    shown = ends[:-1] if isinstance(bins, list) else len(ends)
-    return SurvivalTimes(time, event, ends, shown)
+    displayed = ends[:-1] if isinstance(bins, list) else len(ends)
+    return SurvivalTimes(time, event, ends, displayed)
 
 
 def _ends(keys: LabelKeys, bins: object, time: Column) -> tuple[float, ...]:

@@ -333,9 +333,9 @@ def _abbreviated(words: Sequence[str]) -> dict[str, list[str]]:
     hosts = dict[str, str]()
     for word in words:
         longer = [each for each in words if len(each) > 2 * ABBREVIATION - 1 and each != word]
-        begun = [each for each in longer if plain(each).startswith(plain(word))]
-        if word.isalpha() and len(word) <= ABBREVIATION and len(begun) == 1:
-            hosts[word] = begun[0]
+        extensions = [each for each in longer if plain(each).startswith(plain(word))]
+        if word.isalpha() and len(word) <= ABBREVIATION and len(extensions) == 1:
+            hosts[word] = extensions[0]
     spellings = {word: [word] for word in words if word not in hosts}
     for word, host in hosts.items():
         spellings[host].append(word)

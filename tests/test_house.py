@@ -37,7 +37,9 @@ EXTENSIONS = (
     "evidence",
     "export",
     "links",
+    "personal",
     "questions",
+    "tables",
     "text",
 )
 NO_CORE = ("tasks/adapters/", "tasks/shipped/", "cli/templates/")
@@ -86,18 +88,18 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 87_630,  # with docstrings, comments and blank lines
-    "lines of the core": 56_160,
+    "lines of the package": 93_860,  # with docstrings, comments and blank lines
+    "lines of the core": 58_110,
     "files that know many features": 0,
-    "tests of None": 1_345,
+    "tests of None": 1_400,
     "tests of None on a part's name": 22,
-    "conditional expressions": 1_459,
+    "conditional expressions": 1_534,
     "parameters that are tuples": 5,
     "properties that are read for their refusal": 0,
     "names that are participles or adverbs": 7,
-    "files with functions and no test of their name": 181,
-    "files that the smallest job loads": 179,
-    "lines that the smallest job loads": 29_440,
+    "files with functions and no test of their name": 192,
+    "files that the smallest job loads": 181,
+    "lines that the smallest job loads": 29_620,
 }
 SMALLEST = """
 import sys, json
