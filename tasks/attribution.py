@@ -129,8 +129,8 @@ def explained(
         "score": (offset + scale * score).numpy(),
         "at_baseline": (offset + scale * at_baseline).numpy(),
     }
-    inputs = (*schema.inputs, *schema.pairs)
-    inputs_by_column = (scale * parts).split([each.width for each in inputs], 1)
-    for column, contributions in zip(inputs, inputs_by_column, strict=True):
+    columns_and_pairs = (*schema.inputs, *schema.pairs)
+    inputs_by_column = (scale * parts).split([each.width for each in columns_and_pairs], 1)
+    for column, contributions in zip(columns_and_pairs, inputs_by_column, strict=True):
         columns[column.name] = contributions.sum(1).numpy()
     return columns

@@ -5,7 +5,7 @@ the answer itself. It does not cover how representative the answering clients ar
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ class Figure:
     value: float
     low: float
     high: float
-    words: str = ""
+    words: str = field(default="", kw_only=True)
 
     @property
     def has_value(self) -> bool:
@@ -52,7 +52,7 @@ class Figure:
 
 def unsaid(name: str, words: str = "") -> Figure:
     """Return a figure without a value, because the noise drowns its denominator, or for the reason in `words`."""
-    return Figure(name, math.nan, math.nan, math.nan, words)
+    return Figure(name, math.nan, math.nan, math.nan, words=words)
 
 
 def count_of(name: str, cell: float, sigma: float) -> Figure:

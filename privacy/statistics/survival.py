@@ -184,7 +184,7 @@ class Survival:
             later = "" if math.isinf(low) else f"; the interval begins at {low:.4g}"
             return unsaid(name, f"{words}{later}")
         if math.isinf(high):
-            return Figure(name, value, low, last, f"the interval has no upper end by {last:g}")
+            return Figure(name, value, low, last, words=f"the interval has no upper end by {last:g}")
         return Figure(name, value, low, high)
 
     def _half(self, curve: Cells) -> float:
@@ -228,7 +228,9 @@ class Survival:
         p = float(chdtrc(freedom, max(value, 0.0)))
         verdict = "the curves differ" if p < LEVEL else "no difference is shown"
         degrees = "degree" if freedom == 1 else "degrees"
-        return Figure(name, p, p, p, f"{verdict} (chi-square {value:.4g}, {freedom} {degrees} of freedom)")
+        return Figure(
+            name, p, p, p, words=f"{verdict} (chi-square {value:.4g}, {freedom} {degrees} of freedom)"
+        )
 
     @staticmethod
     def _sampling(events: Cells, rows: Cells, parts: Cells) -> Cells:
