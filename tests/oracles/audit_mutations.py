@@ -117,6 +117,28 @@ LARGE = "such a draw begins above 65 536 clients, more than an audit's runs have
 BEYOND: dict[str, str] = {
     **dict.fromkeys(
         (
+            "intervals of a survival curve leave out the noise",
+            "a log-rank test takes noise for a difference",
+        ),
+        "of figures of an answer, which has all of its noise",
+    ),
+    **dict.fromkeys(
+        (
+            "a monotone shape may fall",
+            "a run leaves the model that its task would change",
+        ),
+        "of the form of a released model, which is computed after the noise",
+    ),
+    **dict.fromkeys(
+        ("a row weighs more than its largest weight",),
+        "of a loss before the clip, which bounds a row's part whatever its weight",
+    ),
+    **dict.fromkeys(
+        ("a missing value is no input of its own",),
+        "of the inputs of a model, whose gradients the clip bounds whatever they are",
+    ),
+    **dict.fromkeys(
+        (
             "a device trains the shared model on the rows that choose its own",
             "a device predicts with an own model of an earlier run",
             "the card of a client's own model claims the epsilon of the run",
