@@ -36,7 +36,7 @@ from ..tasks.model_columns import read_released
 from ..tasks.other_model import model_named
 from ..tasks.protocol import PredictingTask
 from ..tasks.shapes import SHAPES, shapes
-from ..tasks.tables import additive
+from ..tasks.tables import additive, released
 from .distil import check_public, distil
 
 TOLERANCE = 1e-4  # for the difference from torch, relative to the largest output (at least 1)
@@ -279,12 +279,12 @@ def _task_with_data(run: Path, config: Mapping[str, Any], allow_modules: tuple[s
         options |= {"partition": partition.pop("name", None), **partition}
         options |= {name: task.get(name) for name in ("folder", "model", "hidden", "secrets")}
         return load_task(task["name"], {name: each for name, each in options.items() if each is not None})
-    names = ("folder", "model", "hidden", "bins", "simulated", "held_out_share", "held_out_file", "person")
-    options = {name: task[name] for name in names if task.get(name) is not None}
+    _, form = released(run, task)
+    names = ("folder", "encoding", "simulated", "held_out_share", "held_out_file", "person")
+    options = form | {name: task[name] for name in names if task.get(name) is not None}
     for name in {"folder", "held_out_file"} & options.keys():
         if not Path(options[name]).exists():
             del options[name]
-    options["schema"] = str(run / "schema.yaml")
     options["group_equal_rows"] = not read_object(run / SAVED).get(SINGLY)  # as the run held out rows
     return load_task("csv", options)
 

@@ -52,7 +52,8 @@ def test_fit_without_privacy_is_that_of_scikit_learn(tmp_path: Path) -> None:
         f"task.held_out_file={tmp_path / 'public.csv'}",
         "num_rounds=60",
     ]
-    own += ["task.simulated=true", "privacy=none", "audit=off", f"hydra.run.dir={tmp_path / 'run'}", "seed=1"]
+    own += ["task.simulated=true", "task.model=linear", "privacy=none", "audit=off", "seed=1"]
+    own += [f"hydra.run.dir={tmp_path / 'run'}"]
     assert run(["simulate", "task=csv", *own]) == 0
     fit = PoissonRegressor(alpha=0, tol=1e-9).fit(inputs, counts)
     shapes = read_shapes(tmp_path / "run" / "schema.yaml", tmp_path / "run" / "model.safetensors")

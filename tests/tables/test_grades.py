@@ -65,7 +65,8 @@ def test_fit_without_privacy_is_the_most_likely_one(tmp_path: Path) -> None:
         f"task.held_out_file={tmp_path / 'public.csv'}",
         "num_rounds=100",
     ]
-    own += ["task.simulated=true", "privacy=none", "audit=off", f"hydra.run.dir={tmp_path / 'run'}", "seed=1"]
+    own += ["task.simulated=true", "task.model=linear", "privacy=none", "audit=off", "seed=1"]
+    own += [f"hydra.run.dir={tmp_path / 'run'}"]
     assert run(["simulate", "task=csv", *own]) == 0
     fit = minimize(lambda each: -np.log(shares(each, inputs)[np.arange(600), grades]).mean(), np.zeros(5)).x
     assert fit[:2] == pytest.approx([1.98038, -0.93378], abs=1e-3)

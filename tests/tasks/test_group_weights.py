@@ -89,6 +89,7 @@ def test_a_round_of_training_is_a_step_of_plain_pytorch(clinics: Path) -> None:
         "name": "csv",
         "folder": str(clinics / "clinics"),
         "schema": str(clinics / "schema.yaml"),
+        "model": "linear",
         "simulated": True,
     }
     weights = {"group_weights": str(clinics / "weights.yaml")}
