@@ -79,9 +79,14 @@ def with_own_layers(task: AnyTask, layers: Mapping[str, Any]) -> AnyTask:
       layers: an `OwnLayers` as plain data.
 
     Raises:
-      Refusal: the patterns do not suit the model, or the task has slots.
+      Refusal: the patterns do not suit the model, the task shapes whole models, or it has slots.
     """
     copied, make_model = copy(task), MarkedModel(task, build(OwnLayers, dict(layers)))
+    if getattr(task, "final_model", None):
+        remedy = (
+            "stay at their clients, and the task's monotone and bound shape a whole model; use personal=after"
+        )
+        raise Refusal("personal.layers", list(make_model.layers.patterns), remedy)
     make_model()  # refuses patterns that do not suit it
     try:
         object.__setattr__(copied, "model", make_model)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..base.refusal import Refusal
-from ..tasks.arrays import load_arrays, read_arrays
+from ..tasks.arrays import final_arrays, load_arrays, read_arrays
 from ..tasks.batch_memory import AUTO, answers
 from ..tasks.data import Data, figures_of, mean_figures, only
 from ..tasks.hardware import placed
@@ -171,12 +171,14 @@ class _Bench:
         if choice.name == LOCAL:
             trained.clear()  # frees the memory of one model
             self.train_local(training)
-            return read_arrays(self.model), choice
+            return final_arrays(self.task, read_arrays(self.model)), choice
         for (
             name,
             value,
         ) in trained.items():  # one array after the other, so that no further model is in memory
             trained[name] = between(self.shared, {name: value}, choice.share)[name]
+        if choice.share:  # the shared model has its form already
+            trained = final_arrays(self.task, trained)
         return trained, choice
 
     def figures(self, rows: Rows) -> Choice:
@@ -237,7 +239,9 @@ def _persons(data: Data) -> list[str] | None:
 
 @torch.no_grad()
 def _measure(task: Task, model: nn.Module, folds: Sequence[Data], evaluation: Evaluation) -> FoldMeans:
-    """Return the means of the model's loss and metrics on each fold."""
+    """Return the means of the loss and metrics on each fold, of the model in the form in which it will be used."""
+    if getattr(task, "final_model", None):  # without, no copy of the arrays is needed
+        load_arrays(model, final_arrays(task, read_arrays(model)))
     losses: list[list[float]] = []
     figures: list[dict[str, float]] = []
     for fold in folds:

@@ -6,14 +6,12 @@ resumed run go on from the models before it; the run's manifest, and so its ledg
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from ..server.checkpoint import Arrays, State
 from ..tasks.protocol import Task
 
 
 def final_model(task: Task, state: State) -> Arrays:
     """Return the arrays of a run's model by its state; `state.arrays` itself if it is the last model as it is."""
-    model = state.model if state.average.models else state.arrays
-    change: Callable[[Arrays], Arrays] | None = getattr(task, "final_model", None)  # no task needs one
-    return model if change is None else change(model)
+    from ..tasks.arrays import final_arrays  # torch, which a plan does without
+
+    return final_arrays(task, state.model if state.average.models else state.arrays)

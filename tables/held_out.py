@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..privacy.statistics.figure import NORMAL_95, Figure
+from ..run.final_model import final_model
 from ..tasks.tables import Tables, tables_of
 from .outcomes import Array, softmax
 
@@ -41,7 +42,7 @@ def held_out_fields(run: Run, state: State) -> Mapping[str, Any]:
     if figures is None or not run.federation.held_out_public or not len(examples):
         return {}
     model = task.model().eval()
-    with holding(model, state.model), torch.no_grad():
+    with holding(model, final_model(run.federation.task, state)), torch.no_grad():
         outputs = outputs_apart(model, examples.inputs).double().numpy()
     targets = task.labels(examples.targets).numpy()
     fields = figures(outputs, targets, task)

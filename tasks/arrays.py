@@ -52,6 +52,19 @@ def _sent_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: each for name, each in parameters if each.requires_grad and name not in own}
 
 
+def final_arrays(task: object, arrays: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+    """Return the arrays of a model that is used after training, in the form that its task declares; `arrays` without one.
+
+    Args:
+      task: of the model; `final_model`, a function of arrays, gives such a form, and may be None or absent.
+      arrays: of the whole model, by name.
+    """
+    change: Callable[[dict[str, NDArray[Any]]], dict[str, NDArray[Any]]] | None = getattr(
+        task, "final_model", None
+    )
+    return arrays if change is None else change(arrays)
+
+
 @contextmanager
 def holding(model: nn.Module, arrays: Mapping[str, NDArray[np.generic]]) -> Generator[None]:
     """Load arrays into an `emptied` model for a block; empty it again afterwards."""

@@ -126,9 +126,10 @@ class Tables:
         head = self.schema.outcome.head
         return perceptron((self.schema.width, *self.hidden), head) if self.hidden else head(self.schema.width)
 
-    def final_model(self, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Return the arrays of the model that a run leaves: shapes with the schema's directions and bounds."""
-        return constraints().constrained(self.schema, arrays) if self.schema.constrained else arrays
+    @property
+    def final_model(self) -> Callable[[dict[str, NDArray[Any]]], dict[str, NDArray[Any]]] | None:
+        """Function that gives a whole model's shapes the schema's directions and bounds; None if it declares none."""
+        return partial(constraints().constrained, self.schema) if self.schema.constrained else None
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return self.schema.outcome.loss(outputs, targets, self.weights)

@@ -88,8 +88,8 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 93_860,  # with docstrings, comments and blank lines
-    "lines of the core": 58_110,
+    "lines of the package": 93_870,  # with docstrings, comments and blank lines
+    "lines of the core": 58_120,
     "files that know many features": 0,
     "tests of None": 1_400,
     "tests of None on a part's name": 22,
@@ -99,7 +99,7 @@ CEILINGS = {
     "names that are participles or adverbs": 7,
     "files with functions and no test of their name": 192,
     "files that the smallest job loads": 181,
-    "lines that the smallest job loads": 29_620,
+    "lines that the smallest job loads": 29_630,
 }
 SMALLEST = """
 import sys, json

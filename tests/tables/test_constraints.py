@@ -123,31 +123,75 @@ def test_model_or_label_without_a_shape_is_refused(tmp_path: Path) -> None:
         load(str(tmp_path))
 
 
-def test_run_leaves_a_monotone_model_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "tables").mkdir()
-    schema = schema_of(tmp_path / "tables", "edges: [1, 2, 3, 4, 5, 6, 7, 8, 9], monotone: up, bound: 1.5")
+KEYS = (
+    "task=csv",
+    "task.folder=tables",
+    "task.simulated=true",
+    "task.model=gam",
+    "num_rounds=3",
+    "seed=1",
+)
+
+
+def two_wards(folder: Path) -> Schema:
+    """Tables in which the risk falls with age and then rises; return their schema, by which it only rises."""
+    (folder / "tables").mkdir()
+    schema = schema_of(folder / "tables", "edges: [1, 2, 3, 4, 5, 6, 7, 8, 9], monotone: up, bound: 1.5")
     draw = np.random.default_rng(1)
     for name in "ab":
         ages = draw.uniform(0, 10, 80)
-        ill = draw.random(80) < np.where(ages < 3, 0.6, np.where(ages < 6, 0.3, 0.9))  # falls, then rises
+        ill = draw.random(80) < np.where(ages < 3, 0.6, np.where(ages < 6, 0.3, 0.9))
         rows = [
             f"{age:.2f},{draw.choice(list('abc'))},{'yes' if y else 'no'}"
             for age, y in zip(ages, ill, strict=True)
         ]
-        (tmp_path / "tables" / f"{name}.csv").write_text("\n".join(["age,ward,y", *rows, ""]))
-    keys = (
-        "task=csv",
-        "task.folder=tables",
-        "task.simulated=true",
-        "task.model=gam",
-        "num_rounds=3",
-        "privacy=record_distributed",
-        "privacy.sample_rate=0.5",
-        "seed=1",
-    )
+        (folder / "tables" / f"{name}.csv").write_text("\n".join(["age,ward,y", *rows, ""]))
+    return schema
+
+
+def test_figures_with_intervals_are_of_the_shapes_that_are_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    two_wards(tmp_path)
+    assert fedveil(["simulate", *KEYS, "privacy=none", "num_rounds=40", "hydra.run.dir=run"]) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    figures = {each["name"]: each["value"] for each in result["held_out"]["figures"]}
+    assert figures["auc"] == pytest.approx(result["metrics"]["auc"], abs=1e-6)
+    raw = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()][-1]
+    assert raw["auc"] != pytest.approx(result["metrics"]["auc"], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["after", "ditto"])
+def test_own_models_have_the_shapes_too(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    schema = two_wards(tmp_path)
+    keys = (*KEYS, "privacy=none", f"personal={name}", "personal.steps=60")
+    assert fedveil(["simulate", *keys, "hydra.run.dir=run"]) == 0
+    chosen = json.loads((tmp_path / "run" / "result.json").read_text())["personal"]
+    for client in range(2):
+        arrays = load_file(tmp_path / "run" / "personal" / f"client-{client:03d}.safetensors")
+        values = np.array(by_column(schema, arrays)["age"]["values"][0])
+        assert (np.diff(values) >= -1e-6).all() and np.abs(values).max() <= 1.5 + 1e-6, chosen
+
+
+def test_layers_that_stay_are_refused_with_shapes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    two_wards(tmp_path)
+    keys = (*KEYS, "privacy=none", "personal=layers", "personal.layers=[bias]")
+    assert fedveil(["simulate", *keys, "hydra.run.dir=run"]) == 2
+    assert "the task's monotone and bound shape a whole model" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_run_leaves_a_monotone_model_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    schema = two_wards(tmp_path)
+    keys = (*KEYS, "privacy=record_distributed", "privacy.sample_rate=0.5")
     assert fedveil(["plan", *keys]) == 0
     assert "Released model: age up, within 1.5, at no epsilon." in capsys.readouterr().out
     assert fedveil(["simulate", *keys, "hydra.run.dir=run"]) == 0
