@@ -32,6 +32,7 @@ from ..server.participants import Participants
 from ..server.query_rows import FIRST_ROW, name_of, row_after
 from ..server.round_terms import Mean, Round, describe_failure
 from ..strategies.cohorts import All
+from ..tasks.arrays import final_arrays
 from ..tasks.data import Data
 from ..tasks.independence import check_evaluated_apart
 from .evaluation_plan import (
@@ -114,6 +115,7 @@ def _evaluate(
         charge.reserve()
     except BudgetExhausted as spent:
         return {**record, "epsilon": None, "reason": str(spent), "clients": None, "answers": []}
+    model = final_arrays(federation.task, model)  # what the run would release
     model_content = memory_arrays(model) if evaluation.unit is Unit.CLIENT else save(model)
     # A run's new name must not change a simulation's results: encrypted sums rotate by a hash of the instruction.
     sent = _in_simulation(federation, evaluation) if federation.population.reads_data else evaluation

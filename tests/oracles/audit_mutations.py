@@ -116,6 +116,7 @@ COUNTS = "who took part in a round, and no number that is released"
 LARGE = "such a draw begins above 65 536 clients, more than an audit's runs have"
 BEYOND: dict[str, str] = {
     "figures of held-out rows are of a model without its shapes": "of figures on public rows, which no noise hides",
+    "clients evaluate a model without its shapes": EVALUATED,
     **dict.fromkeys(
         (
             "intervals of a survival curve leave out the noise",

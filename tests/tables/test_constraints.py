@@ -13,6 +13,7 @@ from sklearn.isotonic import IsotonicRegression
 from fedveil.__main__ import run as fedveil
 from fedveil.base.refusal import Refusal
 from fedveil.tables.constraints import constrained
+from fedveil.tasks.held_back import held_back, held_back_of
 from fedveil.tasks.shapes import shapes
 from fedveil.tasks.table_schema import Schema, read_schema
 from fedveil.tasks.tables import load
@@ -133,10 +134,10 @@ KEYS = (
 )
 
 
-def two_wards(folder: Path) -> Schema:
+def two_wards(folder: Path, bound: float = 1.5) -> Schema:
     """Tables in which the risk falls with age and then rises; return their schema, by which it only rises."""
     (folder / "tables").mkdir()
-    schema = schema_of(folder / "tables", "edges: [1, 2, 3, 4, 5, 6, 7, 8, 9], monotone: up, bound: 1.5")
+    schema = schema_of(folder / "tables", f"edges: [1, 2, 3, 4, 5, 6, 7, 8, 9], monotone: up, bound: {bound}")
     draw = np.random.default_rng(1)
     for name in "ab":
         ages = draw.uniform(0, 10, 80)
@@ -160,6 +161,38 @@ def test_figures_with_intervals_are_of_the_shapes_that_are_released(
     assert figures["auc"] == pytest.approx(result["metrics"]["auc"], abs=1e-6)
     raw = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()][-1]
     assert raw["auc"] != pytest.approx(result["metrics"]["auc"], abs=1e-6)
+
+
+def test_clients_evaluate_the_shapes_that_are_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    two_wards(tmp_path, bound=0.1)
+    keys = (
+        *KEYS,
+        "num_rounds=6",
+        "learning_rate=4",
+        "privacy=record_distributed",
+        "privacy.target_epsilon=3000",
+    )
+    asked = ("evaluate.clients=final", "evaluate.noise_multiplier=0.05")
+    assert fedveil(["simulate", *keys, *asked, "hydra.run.dir=run"]) == 0
+    (record,) = json.loads((tmp_path / "run" / "result.json").read_text())["evaluations"]
+    told = {each["name"]: each["figures"][0]["value"] for each in record["answers"]}
+    parts = held_back(load("tables", model="gam", simulated=True), 0.2, alone=True)
+    rows = [held_back_of(parts, client) for client in range(2)]
+    inputs, targets = (np.concatenate([getattr(each, n) for each in rows]) for n in ("inputs", "targets"))
+
+    def loss(model: dict[str, NDArray[Any]]) -> float:
+        scores = (inputs @ (model["weight"][1] - model["weight"][0]) + np.diff(model["bias"])) * (
+            1 - 2 * targets
+        )
+        return float(np.logaddexp(0, scores).mean())
+
+    released = load_file(tmp_path / "run" / "model.safetensors")
+    raw = {name.removeprefix("model/"): value for name, value in checkpoint(tmp_path).items()}
+    assert abs(loss(released) - loss(raw)) > 0.05
+    assert told["loss"] == pytest.approx(loss(released), abs=0.02)
 
 
 @pytest.mark.parametrize("name", ["after", "ditto"])
