@@ -44,7 +44,7 @@ def bands(report: Fields, shape: Fields) -> list[Band]:
     rows = [
         each
         for each in report.get("coefficients", {}).get("coefficients", [])
-        if each["column"] == shape["column"] and each["score"] == shape["score"]
+        if each["column"] == shape["column"] and each["score"] == shape["score"] and each["of"] != "missing"
     ]
     if len(rows) != len(shape["values"]):
         return []

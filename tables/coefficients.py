@@ -1,13 +1,15 @@
 """Coefficients of a linear or additive model of tables in the units of its columns, as contrasts of its parameters.
 
 A number's slope is per unit of its column. A word's value, or a bin's, is the difference to the first word, or to the mean of
-the column's bins that public rows have: a common constant of a column cannot be told from the intercept.
+the column's bins that public rows have: a common constant of a column cannot be told from the intercept. A combination of a
+pair has what it adds to both columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, product
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from .descent import ModelEstimate
 from .outcomes import Array
 
 INTERCEPT = "intercept"
+MISSING = "missing"  # name of the coefficient of a missing value that is an input
 UNSEEN = (
     1e-5  # relative length of a contrast outside the directions of public rows, beyond float32's rounding
 )
@@ -26,8 +29,8 @@ class Contrast:
     """Linear function of one score's coefficients, in the unit of the label.
 
     Attributes:
-      column: name of an input column, or INTERCEPT.
-      of: word or bin of the column; empty for a number's slope and the intercept.
+      column: name of an input column or of a pair, or INTERCEPT.
+      of: word or bin of the column, both of a pair, or MISSING; empty for a number's slope and the intercept.
       factors: of the inputs with their 1 last, shape (d,).
     """
 
@@ -37,7 +40,7 @@ class Contrast:
 
 
 def contrasts_of(schema: Schema, inputs: Array) -> list[Contrast]:
-    """Return the intercept, where numbers are 0 and words the first ones, and the coefficients of each column.
+    """Return the intercept, where numbers are 0 and words the first ones, and the coefficients of each column and pair.
 
     Args:
       schema: of the model's inputs.
@@ -47,31 +50,55 @@ def contrasts_of(schema: Schema, inputs: Array) -> list[Contrast]:
     intercept, contrasts, start = np.zeros(width), list[Contrast](), 0
     intercept[-1] = 1
     for column in schema.inputs:
-        part = slice(start, start + column.width)
-        for of, values, reference in _of_column(column, inputs[:, part]):
-            factors = np.zeros(width)
-            factors[part] = values
-            contrasts.append(Contrast(column.name, of, factors))
+        part, rows = slice(start, start + column.width), schema.rows(column).astype(float)
+        for of, values, reference in _of_column(column, rows, inputs[:, part]):
+            contrasts.append(_contrast(column.name, of, values, part, width))
             intercept[part] = reference
         start += column.width
+    for pair in schema.pairs:
+        part = slice(start, start + pair.width)
+        levels = [each.words or _ranges(pair.edges(each)) for each in (pair.first, pair.second)]
+        for names, values in zip(product(*levels), pair.rows.astype(float), strict=True):
+            contrasts.append(_contrast(pair.name, ", ".join(names), values, part, width))
+        start += pair.width
     return [Contrast(INTERCEPT, "", intercept), *contrasts]
 
 
-def _of_column(column: Column, inputs: Array) -> Iterator[tuple[str, Array, Array]]:
-    """Yield the name of each coefficient of a column, its factors and those of the column in the intercept."""
+def _contrast(column: str, of: str, values: Array, part: slice, width: int) -> Contrast:
+    """Return a contrast with these factors of a part of the inputs, and 0 of others."""
+    factors = np.zeros(width)
+    factors[part] = values
+    return Contrast(column, of, factors)
+
+
+def _of_column(column: Column, rows: Array, inputs: Array) -> Iterator[tuple[str, Array, Array]]:
+    """Yield the name of each coefficient of a column, its factors and those of the column in the intercept.
+
+    Args:
+      column: of the schema.
+      rows: inputs of each of its values, and last of no value if that is an input.
+      inputs: public rows, shape (m, width).
+    """
     if column.categories:
-        units = np.eye(column.width)
-        for code, word in enumerate(column.words[1:], start=1):
-            yield word, units[code] - units[0], units[0]
+        for word, values in zip((*column.words, MISSING)[1:], rows[1:], strict=False):
+            yield word, values - rows[0], rows[0]
     elif column.edges:
-        occurs = (inputs != 0).any(0).astype(float)
-        mean = occurs / max(occurs.sum(), 1.0)
-        edges = (column.low, *column.edges, column.high)
-        for code, unit in enumerate(np.eye(column.width)):
-            yield f"{edges[code]:g} to {edges[code + 1]:g}", unit - mean, mean
+        bins = rows[: column.values]
+        occurs = (inputs[None] == bins[:, None]).all(2).any(1)
+        mean = bins[occurs].mean(0) if occurs.any() else np.zeros(column.width)
+        names = _ranges([column.low, *column.edges, column.high])
+        for name, values in zip([*names, MISSING], rows, strict=False):
+            yield name, values - mean, mean
     else:
         offset, scale = column.scale
-        yield "", np.array([1 / scale]), np.array([-offset / scale])
+        yield "", rows[0] / scale, -offset / scale * rows[0]
+        if column.missing_input:
+            yield MISSING, rows[1], -offset / scale * rows[0]
+
+
+def _ranges(edges: Sequence[float]) -> list[str]:
+    """Return the names of bins between these edges."""
+    return [f"{low:g} to {high:g}" for low, high in pairwise(edges)]
 
 
 def spread(estimate: ModelEstimate, factors: Array, basis: Array) -> tuple[Array, Array]:

@@ -141,8 +141,10 @@ class Pair:
 
     def levels(self, column: LevelColumn) -> list[float] | list[str]:
         """Return a column's levels in the pair: its words, or the edges of its groups of bins with both bounds."""
-        if column.categories:
-            return list(column.words)
+        return list(column.words) if column.categories else self.edges(column)
+
+    def edges(self, column: LevelColumn) -> list[float]:
+        """Return the edges of a number's groups of bins, with both bounds."""
         bins, count = np.arange(len(column.edges) + 1), _levels(column)
         starts = np.searchsorted(bins * count // len(bins), np.arange(1, count))
         return [column.low, *(column.edges[each - 1] for each in starts), column.high]
