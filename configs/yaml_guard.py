@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -9,6 +10,8 @@ from ..base.refusal import Refusal
 
 MAX_BYTES = 1_000_000
 MAX_NODES = 100_000
+# libyaml parses ten times as fast; PyYAML is built without it where its headers are missing.
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MAX_DEPTH = 3  # group/subgroup/option.yaml
 
 
@@ -24,26 +27,42 @@ def check_directory(directory: Path) -> list[Refusal]:
     return mistakes
 
 
+class Limits(NamedTuple):
+    """Largest size of a file, in bytes, and of what its aliases expand to, in values."""
+
+    size: int = MAX_BYTES
+    values: int = MAX_NODES
+
+
+CONFIGURATION = Limits()
+
+
 def check_file(path: Path) -> None:
     """Refuse a file that is too large, not UTF-8 or not YAML, or whose aliases expand to too many values."""
+    composed(path, CONFIGURATION)
+
+
+def composed(path: Path, limits: Limits) -> yaml.Node | None:
+    """Return the nodes of a YAML file, None if it is empty; refuse it as `check_file` does, beyond these limits."""
     name = str(path)
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise Refusal("file", name, f"is larger than {MAX_BYTES} bytes; a configuration never is")
+        if path.stat().st_size > limits.size:
+            raise Refusal("file", name, f"is larger than {limits.size} bytes; a configuration never is")
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise Refusal("file", name, f"cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise Refusal("file", name, f"is not UTF-8 (byte {error.start}); save it as UTF-8") from None
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        is_small = root is None or _num_nodes(root, {}, ()) <= MAX_NODES  # None: the file is empty
+        root: yaml.Node | None = yaml.compose(text, Loader=LOADER)
+        is_small = root is None or _num_nodes(root, {}, ()) <= limits.values
     except yaml.MarkedYAMLError as error:
         raise Refusal("file", name, yaml_sentence(error)) from None
     except (yaml.YAMLError, RecursionError):
         raise Refusal("file", name, "cannot be read as YAML") from None
     if not is_small:
-        raise Refusal("file", name, f"its aliases expand to more than {MAX_NODES} values")
+        raise Refusal("file", name, f"its aliases expand to more than {limits.values} values")
+    return root
 
 
 def yaml_sentence(error: yaml.MarkedYAMLError) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from weakref import WeakValueDictionary
 
 from ..base.extras import require_extra
 from ..base.refusal import Refusal
-from ..tasks.table_files import TEXTS, UNREAD, OpenTable, parquet_table, suffixes
+from ..tasks.table_files import TEXTS, UNREAD, OpenTable, parquet_table, rows_of_block, suffixes
 from .cells import text_of
 
 BATCH_ROWS = 1 << 16
@@ -106,7 +107,8 @@ def _of_file(query: str, file: Path) -> QueryResult:
     duckdb: Any = import_module("duckdb")
     try:
         with closing(_connection(duckdb, file, start[8:12] == DUCKDB)) as connection:
-            batches = connection.sql(query).to_arrow_reader(BATCH_ROWS)
+            relation = connection.sql(query)
+            batches = relation.to_arrow_reader(rows_of_block(len(relation.columns)))
             return QueryResult(name, _stored(batches.schema, batches))
     except duckdb.Error as error:
         raise Refusal("task.query", query, f"{file} does not answer it: {_first_line(error)}") from None
@@ -168,7 +170,8 @@ def _of_sqlalchemy(query: str, name: Path, url: Any, **options: Any) -> QueryRes
             streaming = connection.execution_options(stream_results=True, max_row_buffer=BATCH_ROWS)
             rows = streaming.execute(sqlalchemy.text(query.replace(":", r"\:")))  # : names no parameter
             schema = pa.schema([(column, pa.string()) for column in rows.keys()])  # noqa: SIM118 (no mapping)
-            return QueryResult(name, _stored(schema, _batches(schema, rows.partitions(BATCH_ROWS))))
+            parts = rows.partitions(min(BATCH_ROWS, rows_of_block(len(schema.names))))
+            return QueryResult(name, _stored(schema, _batches(schema, parts)))
     except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
         cause = getattr(error, "orig", None) or error
         raise Refusal("task.query", query, f"{name.name} fails: {_first_line(cause)}") from None
@@ -186,7 +189,7 @@ def _stored(schema: Any, batches: Iterator[Any]) -> Any:
     """Return Arrow batches as the content of a Parquet file."""
     pa, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     names: list[str] = schema.names
-    if twice := {name for name in names if names.count(name) > 1}:
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise Refusal("task.query", ", ".join(twice), "names two columns of the result; rename one by AS")
     output = pa.BufferOutputStream()
     try:

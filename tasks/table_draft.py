@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import chain
@@ -75,11 +76,11 @@ class Content:
         """Add the cells of a block."""
         words_of_file = self.words.setdefault(cells.file, set())
         for word in cells.words()[0] if len(self.spellings) <= MAX_CATEGORIES or self.are_dates else ():
-            if word is None or plain(word) in cells.missing:
+            if word is None or (key := plain(word)) in cells.missing:
                 continue
             if len(self.spellings) <= MAX_CATEGORIES:
-                self.spellings.setdefault(plain(word), " ".join(word.split()))
-                words_of_file.add(plain(word))
+                self.spellings.setdefault(key, " ".join(word.split()))
+                words_of_file.add(key)
             if None not in self.forms:
                 self._add_date(word.strip())
             elif len(self.spellings) > MAX_CATEGORIES:
@@ -121,14 +122,18 @@ class Content:
 
     def _numbers(self, cells: Cells) -> NDArray[np.float64] | None:
         """Return the numbers of a block, NaN for a missing one or an odd word; None if the column is not numeric."""
+        with suppress(Refusal):  # of an odd word that is new
+            return self._numbers_beside_words(cells)
         for word in cells.odd_words():
             self.odd_words |= {plain(word)} - {*cells.missing}
             if len(self.odd_words) > MAX_MISSING:
                 return None
-        try:
-            return replace(cells, column=Column(self.name, absent=tuple(self.odd_words))).numbers()
-        except Refusal:  # of a type that is neither number nor text, or of a number that is not finite
-            return None
+        with suppress(Refusal):  # of a type that is neither number nor text, or of a number that is not finite
+            return self._numbers_beside_words(cells)
+        return None
+
+    def _numbers_beside_words(self, cells: Cells) -> NDArray[np.float64]:
+        return replace(cells, column=Column(self.name, absent=tuple(self.odd_words))).numbers()
 
     def fault(self, files: Sequence[Path]) -> str:
         """Return why a draft from these tables leaves the column out; empty if it does not."""

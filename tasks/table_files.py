@@ -56,7 +56,8 @@ COMMAS = {",": "", ";": r"^$", "\t": THOUSANDS, "|": THOUSANDS}
 BLOCK_BYTES = 8 << 20  # of a CSV file, at least
 COUNTED_BYTES = 1 << 18  # of a CSV file, in which lines are counted at once
 BLOCK_LINES = 256  # of a CSV file, at least: of wide tables a block is longer
-BLOCK_ROWS = 1 << 17  # of a Parquet file
+BLOCK_ROWS = 1 << 17  # of a Parquet file, at most
+BLOCK_CELLS = 1 << 22  # of a Parquet file, at most: of wide tables a block has fewer rows
 NUMBER = r"^-?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][-+]?[0-9]+)?$"
 CODE = re.compile(NUMBER)  # a number that stands for a missing value
 DECIMAL_COMMA = "a decimal comma goes with semicolons between the columns, and no points between thousands"
@@ -401,6 +402,26 @@ class Cells:
         """Return numbers, shape (n,), NaN for a missing one; refuse a cell that is no finite number."""
         if self.column.since is not None:
             return extension("cells", "since", "since", self.column.name)(self)
+        numbers = self._plain_numbers()
+        numbers = self._read_numbers() if numbers is None else numbers
+        words = (*self.missing, *self.column.absent)
+        if codes := [float(word) for word in words if CODE.fullmatch(word)]:
+            numbers[np.isin(numbers, codes)] = math.nan
+        return numbers
+
+    def _plain_numbers(self) -> NDArray[np.float64] | None:
+        """Return numbers, shape (n,), of texts that all are finite numbers as they stand; None of any other cells."""
+        pa = import_module("pyarrow")
+        if not self._is_text(self.values):
+            return None
+        try:
+            numbers = np.array(self._pc.cast(self.values, pa.float64()))
+        except pa.ArrowInvalid:
+            return None
+        return numbers if np.isfinite(numbers).all() else None
+
+    def _read_numbers(self) -> NDArray[np.float64]:
+        """Return numbers, shape (n,), NaN for a missing one, but not for codes; refuse a cell that is no finite number."""
         pa, pc = import_module("pyarrow"), self._pc
         cells, values = self.trimmed()
         try:
@@ -413,8 +434,6 @@ class Cells:
             return self._refuse(row, word, f"is not a number; {remedy}")
         except (pa.ArrowNotImplementedError, NotImplementedError):
             return self._refuse(0, str(values.type), "has a type that is neither number nor text")
-        if codes := [float(word) for word in (*self.missing, *self.column.absent) if CODE.fullmatch(word)]:
-            numbers[np.isin(numbers, codes)] = math.nan
         self.refuse_any(np.isinf(numbers), "is not finite; correct it, or leave the cell empty", values)
         return numbers
 
@@ -688,6 +707,11 @@ def _split(line: str, separator: str) -> list[str]:
         return [line]
 
 
+def rows_of_block(columns: int) -> int:
+    """Return the number of rows that are read at once of so many columns."""
+    return max(1, min(BLOCK_ROWS, BLOCK_CELLS // max(1, columns)))
+
+
 def _parquet(file: Path, _encoding: str | None = None) -> OpenTable:
     """Open a Parquet file."""
     return parquet_table(file, file)
@@ -705,7 +729,7 @@ def parquet_table(name: Path, content: object) -> OpenTable:
 
     def read(positions: Sequence[int]) -> Iterator[Sequence[Any]]:
         names = [header[position] for position in positions]
-        for batch in opened.iter_batches(batch_size=BLOCK_ROWS, columns=names):
+        for batch in opened.iter_batches(batch_size=rows_of_block(len(names)), columns=names):
             yield [batch.column(name) for name in names]
 
     return OpenTable(name, header, max_rows=opened.metadata.num_rows, first_row=1, comma="", read=read)

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import yaml
 from numpy.typing import NDArray
+from yaml.constructor import BaseConstructor
 
 from ..base.extensions import extension, names
 from ..base.refusal import Refusal, real
 from ..configs.strict import nearest
-from ..configs.yaml_guard import check_file
+from ..configs.yaml_guard import Limits, composed
 from .labels import Classes, Label, Number
 from .table_basis import Pair, basis, read_pairs
 
@@ -55,7 +56,9 @@ REFUSED_KINDS = {
 }
 UNITS = {"hours": 3600.0, "days": 86_400.0, "years": 365.25 * 86_400}  # in seconds
 ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d")
+LIMITS = Limits(1 << 26, 1 << 22)  # of a schema's file: of 2^17 columns, each with some 30 values
 LONGEST = 4.0  # length of smoothing: beyond it only a line remains
+WHOLE = re.compile(r"^(-?\d+)\.0+$")
 # A word that a schema's file holds without quotes; `_word` quotes others.
 PLAIN = re.compile(r"[^\W\d][\w ./()-]*[\w.)]|[^\W\d]")
 
@@ -351,7 +354,7 @@ class Schema:
 def plain(text: str) -> str:
     """Return a word in the form in which words are compared: lower case, single spaces, and 1.0 as 1."""
     word = " ".join(text.lower().split())
-    return re.sub(r"^(-?\d+)\.0+$", r"\1", word)
+    return WHOLE.sub(r"\1", word) if word.endswith("0") and "." in word else word
 
 
 def read_schema(path: Path, label: str | None = None) -> Schema:
@@ -449,9 +452,10 @@ def columns_of(where: str, definitions: dict[Any, Any]) -> tuple[Column, ...]:
 
 def read_words(path: Path) -> object:
     """Return the content of a YAML file, with every word and number as text; refuse a file that cannot be read."""
-    check_file(path)
+    root = composed(path, LIMITS)
     try:
-        return yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Words)
+        # Without constructors of types, `no` is a word and not false.
+        return None if root is None else BaseConstructor().construct_document(root)
     except yaml.MarkedYAMLError as error:
         raise Refusal("file", str(path), str(error.problem)) from None
     except Exception as error:  # noqa: BLE001 (PyYAML's constructors document no closed set)
@@ -550,10 +554,6 @@ def _by_word(where: str, value: object, column: Column) -> list[object]:
 
 
 # In the functions below `where` is the field that a refusal names: the file, and the column in it.
-
-
-class _Words(yaml.BaseLoader):
-    """Loader of YAML that keeps every scalar as text, so that `no` is a word and not false."""
 
 
 def _column(where: str, name: str, definition: object) -> Column:
@@ -724,7 +724,7 @@ def _list(where: str, key: str, value: object) -> tuple[str, ...]:
 
 
 def _number(where: str, key: str, value: object) -> float:
-    """Return the number of a key, from the text that `_Words` reads; refuse what is no finite number."""
+    """Return the number of a key, from the text that `read_words` reads; refuse what is no finite number."""
     if value is None:
         text = f"{key} is missing; give low and high, the plausible range (not the data's own), or categories"
         raise Refusal(where, None, text)

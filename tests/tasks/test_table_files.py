@@ -1,6 +1,8 @@
 """Reader of tables: rows become inputs and targets, and a mistake is one sentence with file, column and row."""
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from shared.tables import NORTH, SCHEMA, refusal_of
 
 from fedveil.tasks.table_draft import draft_schema
-from fedveil.tasks.table_files import Cells, read_rows
+from fedveil.tasks.table_files import Cells, open_table, read_rows
 from fedveil.tasks.table_schema import read_schema
 from fedveil.tasks.tables import load
 
@@ -289,3 +291,69 @@ def test_a_line_may_be_longer_than_a_block(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "wide.csv").write_text("\n".join([",".join([*names, "ill"]), *rows]))
     inputs = read_rows(tmp_path / "wide.csv", read_schema(tmp_path / "s.yaml")).inputs
     assert inputs[:, 0].tolist() == pytest.approx([(value - 4.5) / 4.5 for value in (1, 2, 3, 4, 5)])
+
+
+def _wide(folder: Path, columns: int, rows: int) -> Path:
+    """Write a table of numbers with so many columns and a label, and its schema."""
+    names = [f"gene{number}" for number in range(columns)]
+    definitions = "".join(f"  {name}: {{low: -9, high: 9.5}}\n" for name in names)
+    (folder / "s.yaml").write_text(f"label: ill\ncolumns:\n{definitions}  ill: {{categories: [a, b]}}\n")
+    lines = [
+        ",".join([*(f"{row}.{column % 97}" for column in range(columns)), "ab"[row % 2]])
+        for row in range(rows)
+    ]
+    (folder / "wide.csv").write_text("\n".join([",".join([*names, "ill"]), *lines]))
+    return folder / "wide.csv"
+
+
+def _calls(work: Callable[[], object]) -> int:
+    """Return how many functions of Python are called, and of C."""
+    count = 0
+
+    def called(_frame: object, event: str, _argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(called)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize("of", ["schema", "rows", "draft"])
+def test_work_grows_with_the_columns_and_not_their_square(of: str, tmp_path: Path) -> None:
+    counts = list[int]()
+    for columns in (50, 250, 500):
+        folder = tmp_path / str(columns)
+        folder.mkdir()
+        file = _wide(folder, columns, 60)
+        schema = read_schema(folder / "s.yaml")
+        works = {
+            "schema": lambda folder=folder: read_schema(folder / "s.yaml"),
+            "rows": lambda file=file, schema=schema: read_rows(file, schema),
+            "draft": lambda file=file: draft_schema([file]),
+        }
+        counts.append(_calls(works[of]))
+    _, small, large = counts  # the first imports what is needed
+    assert (large - small) / 250 < {"schema": 400, "rows": 140, "draft": 1200}[of]
+    assert large < 2.2 * small
+
+
+def test_a_schema_of_many_columns_is_read(tmp_path: Path) -> None:
+    definitions = "".join(f"  g{number}: {{low: 0, high: 1}}\n" for number in range(20_000))
+    (tmp_path / "s.yaml").write_text(f"label: y\ncolumns:\n{definitions}  y: {{categories: [a, b]}}\n")
+    assert (
+        read_schema(tmp_path / "s.yaml").width == 20_000
+    )  # 100 000 values, more than a configuration may have
+
+
+def test_blocks_of_a_wide_parquet_file_are_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedveil.tasks.table_files.BLOCK_CELLS", 600)
+    schema = read_schema(_wide(tmp_path, 59, 30).with_name("s.yaml"))
+    table = {name: range(30) for name in (column.name for column in schema.inputs)}
+    pq.write_table(pa.table({**table, "ill": ["a", "b"] * 15}), tmp_path / "wide.parquet")
+    with open_table(tmp_path / "wide.parquet") as table:
+        lengths = [len(block["ill"].values) for block in table.blocks(schema.columns, schema.missing)]
+    assert lengths == [10, 10, 10]
