@@ -8,11 +8,13 @@ from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from xml.parsers import expat
 
 from ..base.extras import require_extra
 from ..base.refusal import Refusal
 from ..tasks.table_files import OpenTable
 from .cells import text_of
+from .sheet_errors import sheet_errors
 
 BLOCK_ROWS = 1 << 13
 LARGEST_BYTES = (
@@ -23,7 +25,8 @@ LARGEST_BYTES = (
 def open_xlsx(file: Path, _encoding: str | None) -> OpenTable:
     """Open an .xlsx file; refuse one that cannot be read, or has several sheets with cells.
 
-    A cell is the value that was last computed and saved. A date becomes its ISO text.
+    A cell is the value that was last computed and saved. A date becomes its ISO text, and an error such as #N/A is a word,
+    which is refused where the schema does not declare it.
     """
     require_extra("spreadsheets", f"the table {file.name}")
     calamine: Any = import_module("python_calamine")
@@ -36,7 +39,8 @@ def open_xlsx(file: Path, _encoding: str | None) -> OpenTable:
             )
         workbook = calamine.load_workbook(file)
         sheets = [workbook.get_sheet_by_name(name) for name in workbook.sheet_names]
-    except (zipfile.BadZipFile, calamine.CalamineError) as error:
+        errors = sheet_errors(file)
+    except (zipfile.BadZipFile, expat.ExpatError, calamine.CalamineError) as error:
         raise Refusal("table", str(file), f"is no readable spreadsheet ({error}); save it anew") from None
     full = [sheet for sheet in sheets if sheet.start is not None]
     if len(full) != 1:
@@ -44,14 +48,17 @@ def open_xlsx(file: Path, _encoding: str | None) -> OpenTable:
         remedy = f"has {len(full)} sheets with cells ({names}); save the one with the rows as its own file"
         raise Refusal("table", str(file), remedy)
     (sheet,) = full
-    first = sheet.start[0]
+    (first, left), by_row = sheet.start, dict[int, dict[int, str]]()
+    for (row, column), error in errors.items():
+        by_row.setdefault(row, {})[column - left] = error
     header = [text_of(cell) or "" for cell in next(islice(sheet.iter_rows(), first, None))]
 
     def read(positions: Sequence[int]) -> Iterator[Sequence[Any]]:
         pa = import_module("pyarrow")
-        cells = islice(sheet.iter_rows(), first + 1, None)
+        cells = islice(enumerate(sheet.iter_rows()), first + 1, None)
         for rows in iter(lambda: list(islice(cells, BLOCK_ROWS)), []):
-            yield [pa.array([text_of(row[position]) for row in rows], pa.string()) for position in positions]
+            texts = [[by_row.get(n, {}).get(at) or text_of(row[at]) for n, row in rows] for at in positions]
+            yield [pa.array(column, pa.string()) for column in texts]
 
     rows = sheet.end[0] - first
     return OpenTable(file, header, max_rows=rows, first_row=first + 2, comma="", read=read)

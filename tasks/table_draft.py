@@ -128,7 +128,9 @@ class Content:
             self.odd_words |= {plain(word)} - {*cells.missing}
             if len(self.odd_words) > MAX_MISSING:
                 return None
-        with suppress(Refusal):  # of a type that is neither number nor text, or of a number that is not finite
+        with suppress(
+            Refusal
+        ):  # of a type that is neither number nor text, or of a number that is not finite
             return self._numbers_beside_words(cells)
         return None
 

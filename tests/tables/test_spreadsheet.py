@@ -7,9 +7,10 @@ from typing import Any
 import openpyxl
 import pytest
 import torch
-from shared.tables import NORTH, refusal_of
+from shared.tables import NORTH, SCHEMA, refusal_of
 
 from fedveil.tables import spreadsheet
+from fedveil.tasks.table_draft import draft_schema
 from fedveil.tasks.tables import load
 
 ROWS = [
@@ -69,3 +70,35 @@ def test_dates_of_a_sheet_are_iso_texts(tmp_path: Path) -> None:
         ["2024-02-29"],
         ["2024-02-29 12:30:00"],
     ]
+
+
+@pytest.mark.parametrize("error", ["#N/A", "#DIV/0!", "#REF!"])
+def test_an_error_of_a_cell_is_no_missing_value(error: str, hospitals: Path) -> None:
+    workbook(hospitals / "south.xlsx", [*ROWS, [error, "f", "healthy"]], above=3)
+    message = f"south.xlsx: column 'age', row 8='{error}': is not a number; correct it, or add it to missing:"
+    assert message in refusal_of(hospitals)
+    workbook(hospitals / "south.xlsx", [*ROWS[:3], [30, error, "healthy"]])
+    assert f"column 'sex', row 4='{error}': is not one of its categories" in refusal_of(hospitals)
+
+
+def test_a_declared_error_is_a_missing_value(hospitals: Path) -> None:
+    declared = SCHEMA.replace("missing: 40", 'missing: {words: ["#N/A"], value: 40}')
+    (hospitals / "schema.yaml").write_text(declared)
+    workbook(hospitals / "south.xlsx", [*ROWS[:3], ["#N/A", "?", "healthy"]], above=2)
+    north, south = (load(str(hospitals)).client_data(client) for client in range(2))
+    assert torch.equal(north.inputs, south.inputs)
+
+
+def test_a_draft_proposes_errors_as_missing_words(tmp_path: Path) -> None:
+    rows = [
+        ["size", "ill"],
+        *([number, ["no", "yes"][number % 2]] for number in range(40)),
+        ["#DIV/0!", "no"],
+    ]
+    workbook(tmp_path / "a.xlsx", rows)
+    assert draft_schema([tmp_path / "a.xlsx"]).schema.inputs[0].absent == ("#div/0!",)
+
+
+def test_a_formula_that_was_not_computed_is_refused(hospitals: Path) -> None:
+    workbook(hospitals / "south.xlsx", [*ROWS, ["=1+1", "f", "healthy"]])
+    assert "south.xlsx': has a formula without a value in row 5; open the file" in refusal_of(hospitals)
