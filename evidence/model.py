@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,8 +18,9 @@ def model_of(run: RunFiles) -> dict[str, Any]:
     """Return a description of a run's model without its weights; a value is None where the folder does not say it."""
     schema = _schema(run)
     columns: Fields = schema.get("columns", {})
-    label: str | None = schema.get("label")
-    classes = [] if label is None else _words(columns.get(label, {}))
+    targets = _targets(schema)
+    label = _label(schema, targets)
+    classes = _words(columns[targets[0]]) if len(targets) == 1 else []
     return {
         "title": _title(run, label),
         "architecture": _architecture(run),
@@ -28,7 +31,7 @@ def model_of(run: RunFiles) -> dict[str, Any]:
         "inputs": [
             {"column": str(name), "values": _domain(column)}
             for name, column in columns.items()
-            if name != label
+            if name not in targets
         ],
         "label": label,
         "classes": classes or None,
@@ -51,6 +54,21 @@ def _schema(run: RunFiles) -> Fields:
     check_file(path)
     # BaseLoader leaves words as they are spelled.
     return cast("Fields", yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader))
+
+
+def _targets(schema: Fields) -> list[str]:
+    """Return the columns of a schema's label; several where it is declared by its kind."""
+    declared = schema.get("label")
+    values: list[Any] = [*declared.values()] if isinstance(declared, dict) else [declared]
+    names = chain.from_iterable(each if isinstance(each, list) else [each] for each in values)
+    return [str(name) for name in names if name in schema.get("columns", ())]
+
+
+def _label(schema: Fields, targets: Sequence[str]) -> str | None:
+    """Return what a model of tables predicts in words: the label's columns and its kind; None for other models."""
+    declared = schema.get("label")
+    kind = f" ({declared['kind']})" if isinstance(declared, dict) else ""
+    return f"{', '.join(targets)}{kind}" if targets else None
 
 
 def _title(run: RunFiles, label: str | None) -> str:

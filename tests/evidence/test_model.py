@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import yaml
 from safetensors.numpy import save_file
 from shared.reports import edited, texts_of, validated
@@ -65,6 +66,27 @@ def test_page_and_card_describe_the_model(kept: Path) -> None:
     assert shown["/model/max_grad_norm"] == "0.75" and "Clipping norm</th>" not in page
     assert "balanced accuracy 0.6620" in card
     assert {"balanced accuracy", "0.6620"} <= set(shown.values()) and "0.662" not in shown.values()
+
+
+@pytest.mark.parametrize(
+    ("label", "shown", "classes"),
+    [
+        ("{kind: survival, time: age, event: pain}", "age, pain (survival)", None),
+        ("{kind: several, columns: [num, pain]}", "num, pain (several)", None),
+        ("{kind: ordinal, column: num}", "num (ordinal)", ["healthy", "ill"]),
+    ],
+    ids=["survival", "several", "ordinal"],
+)
+def test_page_names_a_label_of_another_kind(
+    label: str, shown: str, classes: list[str] | None, kept: Path
+) -> None:
+    of_tables(kept)
+    (kept / "schema.yaml").write_text(HOSPITALS.replace("label: num", f"label: {label}"))
+    report = validated(report_of(read_run(kept)))
+    assert report["model"]["label"] == shown and report["model"]["classes"] == classes
+    inputs = {each["column"] for each in report["model"]["inputs"]}
+    assert inputs == {"age", "pain", "num"} - set(shown.partition(" (")[0].split(", "))
+    assert differences(page_of(report), report) == [] and shown in card_of(report)
 
 
 def test_model_of_little_evidence_claims_nothing(kept: Path) -> None:
