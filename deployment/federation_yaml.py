@@ -345,6 +345,9 @@ def _check(group: str, values: Values, path: str) -> None:
             for key in PROVISIONED:
                 if key in values:
                     raise Refusal(f"{path}.{key}", values[key], remedy)
+            if values["queries"]:
+                remedy = "are listed by the owner of each device, who reads the query first; leave them out"
+                raise Refusal(f"{path}.queries", values["queries"], remedy)
             read_group(OwnerPolicy, {**values, **PROVISIONED}, path)
 
 

@@ -20,7 +20,7 @@ from .federation_yaml import OF_SCHEMA, ClientEntry, FederationFile
 from .register import Issued, Register
 
 # Keys of a policy that a device of an earlier release refuses as unknown; they are written only where they are set.
-LATER = ("approve_authority", "witnesses", "witnessed_by_at_least")
+LATER = ("approve_authority", "queries", "witnesses", "witnessed_by_at_least")
 REQUIREMENTS, SUPERNODES = "requirements.txt", "supernodes"
 CLIENT_UNIT, SERVER_UNIT = "fedveil-client.service", "fedveil-server.service"
 ENROLMENT_UNIT = "fedveil-enrolment.service"

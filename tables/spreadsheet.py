@@ -48,16 +48,14 @@ def open_xlsx(file: Path, _encoding: str | None) -> OpenTable:
         remedy = f"has {len(full)} sheets with cells ({names}); save the one with the rows as its own file"
         raise Refusal("table", str(file), remedy)
     (sheet,) = full
-    (first, left), by_row = sheet.start, dict[int, dict[int, str]]()
-    for (row, column), error in errors.items():
-        by_row.setdefault(row, {})[column - left] = error
+    first, left = sheet.start
     header = [text_of(cell) or "" for cell in next(islice(sheet.iter_rows(), first, None))]
 
     def read(positions: Sequence[int]) -> Iterator[Sequence[Any]]:
         pa = import_module("pyarrow")
         cells = islice(enumerate(sheet.iter_rows()), first + 1, None)
         for rows in iter(lambda: list(islice(cells, BLOCK_ROWS)), []):
-            texts = [[by_row.get(n, {}).get(at) or text_of(row[at]) for n, row in rows] for at in positions]
+            texts = [[errors.get((n, left + at)) or text_of(row[at]) for n, row in rows] for at in positions]
             yield [pa.array(column, pa.string()) for column in texts]
 
     rows = sheet.end[0] - first

@@ -58,6 +58,7 @@ HOUR = "([01][0-9]|2[0-3])"
 HOURS = Form(f"{HOUR}-{HOUR}", "must be two hours of the day, for instance 22-06")
 _IDENTIFIER = r"[^\W\d]\w*"
 MODULE = Form(rf"{_IDENTIFIER}(\.{_IDENTIFIER})*", "must be a list of module names, for instance [my_task]")
+OWN_ROWS = ("data", "query", "database", "folder")  # of tables: they say where the rows are
 LAST_NODE = 2**31 - 1
 MAX_MEBIBYTES = 2**20
 
@@ -147,6 +148,9 @@ class TaskChoice:
             yield "query", "is executed on a database; give both query and database"
         if self.query is not None and (self.name != TABLES or self.data is not None):
             yield "query", f"gives the rows of name: {TABLES}, in place of data"
+        misplaced = [key for key in OWN_ROWS if self.name == TABLES and key in self.options]
+        if misplaced:
+            yield "options", f"must not say where the rows are; give {misplaced[0]} beside options"
         if (self.kind is not None or self.name in OWN_FILES) != (
             self.data is not None or self.query is not None
         ):

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...base.durable_files import replace_file
 from ...base.refusal import Refusal
@@ -36,6 +36,7 @@ from .device_ledger import DeviceLedger, LedgerSpending, questions_of, spent_on
 from .ledger_heads import LEDGERS, RECEIPTS
 from .order_policy import DEALS
 from .owner_policy import OwnerPolicy
+from .owner_query import query_in_json, query_line
 from .run_end import OWN_MODEL, LastRun, read_ended, sha256_of_final
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def status(folder: Path, as_json: bool) -> int:
             "roster_pending": None if waiting is None else asdict(waiting),
             "roster_changes": [asdict(each) for each in changes],
             **({} if own is None else {"personal": _own_in_json(state, own)}),
+            **_query_in_json(folder),
             "authority_pending": new_fingerprint(rollovers[-1]) if rollovers else None,
         }
         print(json.dumps({**plain, **more}))
@@ -101,6 +103,14 @@ def status(folder: Path, as_json: bool) -> int:
                 f"waits (fedveil client authority {folder} --approve FINGERPRINT): {describe_rollover(rollovers[-1])}"
             )
     return NOT_RUNNING if pid is None else 0
+
+
+def _query_in_json(folder: Path) -> dict[str, Any]:
+    """Return the query of a device, if its bundle can be used and has one."""
+    with suppress(Refusal):
+        choice, policy = read_device_file(folder).task, read_toml(OwnerPolicy, folder / POLICY)
+        return {} if choice.query is None else {"query": query_in_json(choice, policy)}
+    return {}
 
 
 def roster(
@@ -243,6 +253,8 @@ def _status_lines(
         parts.append(
             f"owner's budget: epsilon {allowed.target_epsilon:g} at delta {allowed.target_delta:g}{until}"
         )
+        if (choice := read_device_file(folder).task).query is not None:
+            parts.append(query_line(choice, allowed))
     return "\n  ".join(parts)
 
 

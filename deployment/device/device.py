@@ -47,6 +47,7 @@ from .last_model import FILE, LastModel
 from .ledger_heads import LEDGERS, LedgerHeads
 from .log_copy import Forked, LogCopy, expected_entries
 from .order_policy import accept_order, require_arm, require_cohorts_roster
+from .owner_query import require_listed
 from .record_privacy import RecordPlanner
 from .run_end import PERSONAL
 from .run_rows import note_rows, rows_of
@@ -312,6 +313,7 @@ def read_device(bundle: ClientBundle) -> Device:
       Refusal: the task cannot be loaded, or does not have this client.
     """
     choice, client, own_options = bundle.settings.task, bundle.settings.task.client, dict[str, str]()
+    require_listed(choice, bundle.policy)
     if choice.name in OWN_FILES:  # each device has one file, or one folder of files, of its own
         own_options = {**choice.rows(bundle.folder), **choice.shared(bundle.folder)}
         client = 0

@@ -155,7 +155,12 @@ def _complete(token: Token, folder: Path, files: dict[str, bytes], roster: bytes
         owners_files = {name: read_file(folder / name) for name in OWNERS if (folder / name).exists()}
         replace_files(making, {**files, **owners_files, ROSTER: roster}, PUBLIC)
         replace_file(making / ENROLLED, lock_of(token.port_key).encode())
-    read_client_bundle(making, folder)
+    bundle = read_client_bundle(making, folder)
+    if bundle.policy.queries and POLICY not in owners_files:
+        remedy = (
+            "came with the bundle, and only the owner lists them; ask the operator for a policy without them"
+        )
+        raise Refusal("queries", list(bundle.policy.queries), remedy)
     replace_bundle(folder, making)
 
 

@@ -47,6 +47,8 @@ class OwnerPolicy:
       witnesses: Ed25519 keys of witnesses of the log, in hexadecimal, by a name of the owner's choice.
       witnessed_by_at_least: number of `witnesses` that must have co-signed the log's head in each instruction.
       purposes: of questions that the device answers; empty answers none.
+      queries: hashes of the queries that the device may execute on a database, as `owner_query.query_hash`; empty allows
+        none. Provisioning never writes it: the owner does, after reading the query.
       questions_epsilon: part of the budget that questions may spend; None lets them spend all.
       authority: Ed25519 public key that signs rosters, in hexadecimal, followed by the SHA-256 of the ML-DSA key if
         that must sign as well; rollovers lead on from it (`authority.current_authority`).
@@ -77,6 +79,7 @@ class OwnerPolicy:
     attest: Lines = ()
     purposes: Lines = ()
     questions_epsilon: Annotated[float, Range(gt=0)] | None = None
+    queries: tuple[Annotated[str, hexadecimal(HASH_BYTES)], ...] = ()
     authority: Annotated[str, Form(AUTHORITY, f"must be {KEY_BYTES} or {BOTH_BYTES} bytes in hexadecimal")]
     minimum_roster_version: Annotated[int, Range(ge=1, le=NEWEST_ROSTER)]
 

@@ -378,6 +378,7 @@ POLICY = {
     "witnesses": {"north": "b" * 64},
     "witnessed_by_at_least": 1,
     "attest": ["true"],
+    "queries": ["c" * 64],
     "authority": "0" * 64,
     "minimum_roster_version": 1,
 }

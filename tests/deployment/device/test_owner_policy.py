@@ -80,6 +80,7 @@ REASONS = {
     "m": "no authority is replaced here: a device that does not follow the rollover takes the old one's word alone",
     "n": "names keys of witnesses; the next row demands them",
     "o": "an order that protects records names no such layers",
+    "p": "without it a device that has a query does not start, so no message reaches it; a bundle that brings one is refused",
 }
 ORDERS = ("train", "ask", "rows", "evaluate", "scale")
 QUESTIONS = ORDERS[1:]
@@ -149,6 +150,7 @@ TABLE: dict[str, dict[str, Cell]] = {
         train=Against({"purposes": ()}, how={"purpose": "evaluation"}),
         **at(QUESTIONS, Against({"purposes": ()})),
     ),
+    "queries": row("p", enrol="p"),
     "runs": spent(Against({"runs": ("autumn",)})),
     "maximum_local_epochs": spent(Against({"maximum_local_epochs": 1})),
     "own_layers": row(
