@@ -77,6 +77,7 @@ class Chart:
       top: upper end of the vertical axis; None lies above all points.
       bottom: lower end of the vertical axis.
       shares: whether both axes are labelled in percent.
+      shares_up: whether the vertical axis is labelled in percent.
       whole: whether the horizontal axis has whole numbers only.
       from_zero: whether the horizontal axis begins at 0.
     """
@@ -93,6 +94,7 @@ class Chart:
     top: float | None = None
     bottom: float = 0.0
     shares: bool = False
+    shares_up: bool = False
     whole: bool = False
     from_zero: bool = True
 
@@ -106,11 +108,18 @@ def svg(chart: Chart) -> str:
         *(_interval(each, frame) for each in chart.intervals),
         *(part for mark in chart.marks for part in _mark(chart, mark, frame)),
     ]
-    return _whole(chart.name, chart.title, HEIGHT, body)
+    return picture(chart.name, chart.title, HEIGHT, body)
 
 
-def _whole(name: str, title: str, height: float, body: Sequence[str]) -> str:
-    """Return the SVG element of a chart with these parts."""
+def picture(name: str, title: str, height: float, body: Sequence[str]) -> str:
+    """Return the SVG element of a chart.
+
+    Args:
+      name: unique on the page.
+      title: description for readers who cannot see it.
+      height: in units of the SVG.
+      body: its parts.
+    """
     return (
         f'<svg class="chart" viewBox="0 0 {WIDTH:g} {height:g}" role="img" aria-labelledby="{escape(name)}-title">'
         f'<title id="{escape(name)}-title">{escape(title)}</title>' + "".join(body) + "</svg>"
@@ -157,12 +166,12 @@ def _scale(chart: Chart, frame: _Frame) -> list[str]:
     for value in _ticks(frame.y_min, frame.y_max):
         y = frame.y(value)
         parts.append(f'<path class="grid" d="M{LEFT:g} {y:.1f}H{right:g}"/>')
-        parts.append(_text(LEFT - 6, y + 4, _number(value, chart.shares), "tick end"))
+        parts.append(label(LEFT - 6, y + 4, _number(value, chart.shares or chart.shares_up), "tick end"))
     for value in _across(chart, frame):
         text = f"1e{round(math.log10(value))}" if chart.logarithmic else _number(value, chart.shares)
-        parts.append(_text(frame.x(value), base + 15, text, "tick middle"))
+        parts.append(label(frame.x(value), base + 15, text, "tick middle"))
     parts.append(f'<path class="axis" d="M{LEFT:g} {base:g}H{right:g}"/>')
-    parts.append(_text((LEFT + right) / 2, HEIGHT - 6, chart.across, "label middle"))
+    parts.append(label((LEFT + right) / 2, HEIGHT - 6, chart.across, "label middle"))
     middle = (TOP + base) / 2
     turned = f'transform="rotate(-90 11 {middle:g})"'
     parts.append(f'<text class="label middle" x="11" y="{middle:g}" {turned}>{escape(chart.up)}</text>')
@@ -281,17 +290,22 @@ def bars(name: str, title: str, rows: Sequence[tuple[str, float]], ends: tuple[f
         return NAME_WIDTH + (at - lowest) / (highest - lowest) * (WIDTH - NAME_WIDTH - RIGHT)
 
     parts: list[str] = []
-    for index, (label, value) in enumerate(rows):
+    for index, (word, value) in enumerate(rows):
         y = THICK * index + 4
         start, end = sorted((x(0.0), x(value)))
-        cut = label if len(label) <= LONGEST else f"{label[: LONGEST - 1]}\u2026"
-        parts.append(_text(NAME_WIDTH - 8, y + 11, cut, "tick end"))
+        parts.append(label(NAME_WIDTH - 8, y + 11, shortened(word, LONGEST), "tick end"))
         parts.append(
             f'<rect class="full" x="{start:.1f}" y="{y + 2:g}" width="{end - start:.1f}" height="{THICK - 4:g}"/>'
         )
     parts.append(f'<path class="axis" d="M{x(0.0):.1f} 0V{height:g}"/>')
-    return _whole(name, title, height, parts)
+    return picture(name, title, height, parts)
 
 
-def _text(x: float, y: float, text: str, look: str) -> str:
+def shortened(word: str, longest: int) -> str:
+    """Return a word with at most so many characters."""
+    return word if len(word) <= longest else f"{word[: longest - 1]}\u2026"
+
+
+def label(x: float, y: float, text: str, look: str) -> str:
+    """Return a text of a chart at a point; `look` names classes of the style sheet."""
     return f'<text class="{look}" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'

@@ -34,7 +34,10 @@ PERSONAL = (
 NOT_ENDED, RUNNING = "not ended", "running"
 TAIL, MIN_TAIL = 0.1, 5  # share, and least number, of the last rounds over which a metric is averaged
 LOOK = ("claimed", "epsilon", "low", "high", "ceiling")  # values of a `Measured` in a round's line
-DIGITS = 6  # of a shape's value; float32 has no more
+DIGITS, ROUNDING = (
+    6,
+    1e-6,
+)  # digits of a shape's value, and the share of its largest that float32 does not have
 
 
 def report_of(
@@ -93,6 +96,8 @@ def report_of(
         "missing": _missing(run, ledger),
     }
     report |= intervals_of(run)
+    if shapes is not None and "survival" in shapes:
+        report["survival"] = shapes["survival"]
     if (lost := row_by_sums(run)) is not None:
         report["record_by_sums"] = lost
     if (memorisation := memorisation_of(run, other)) is not None:
@@ -472,9 +477,9 @@ def _level_names(level: Fields) -> list[str]:
 def _shape(shape: Fields, score: str, index: int) -> dict[str, Any]:
     """Return what a column adds to one score, by the edges of its bins or by its words; `index` is that of the score."""
     values = [_round_value(each) for each in shape["values"][index]]
-    constraint = {"constraint": shape["constraint"]} if "constraint" in shape else {}
+    more = {name: shape[name] for name in ("constraint", "levels") if name in shape}
     return {
-        **constraint,
+        **more,
         "column": shape["column"],
         "score": score,
         "edges": shape.get("edges"),
@@ -482,8 +487,16 @@ def _shape(shape: Fields, score: str, index: int) -> dict[str, Any]:
         "values": values,
         "lowest": min(values),
         "highest": max(values),
-        "missing": _round_value(shape["missing"][index]) if "missing" in shape else None,
+        "missing": _missing_value(shape, index),
     }
+
+
+def _missing_value(shape: Fields, index: int) -> float | None:
+    """Return what a missing value adds to one score; None where none is missing, 0 for the rounding of a sum of float32."""
+    if "missing" not in shape:
+        return None
+    value = shape["missing"][index]
+    return _round_value(value) if abs(value) > ROUNDING * max(map(abs, shape["values"][index])) else 0.0
 
 
 def _round_value(value: float) -> float:

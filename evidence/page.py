@@ -15,8 +15,9 @@ from ..run.run_files import Fields
 from .answers import FORMAT as ANSWERS
 from .charts import bar, thin
 from .held_out import MAX_COEFFICIENTS
+from .model_pictures import BASELINE, CURVES, MAX_SHAPES
 from .page_text import is_finite, resolve_pointer, step, text_of
-from .pictures import MAX_SHAPES, curve_ends, curves, exposed, pictures
+from .pictures import curve_ends, curves, exposed, pictures
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -70,6 +71,7 @@ def _render(
         style=Markup((PAGE / STYLE).read_text(encoding="utf-8")),
         max_figures=MAX_FIGURES,
         max_shapes=MAX_SHAPES,
+        looks=(BASELINE, *CURVES),
         max_coefficients=MAX_COEFFICIENTS,
         **more,
     )

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal
 
 from ..privacy.statistics.survival import SURVIVAL
 from ..run.run_files import Fields
-from .charts import Chart, Line, Mark, Points, Whisker, bars, svg
-from .held_out import Band, bands, reliability
+from .charts import Chart, Line, Mark, Points, Whisker, svg
+from .held_out import reliability
 from .memorisation import EXPOSURE
+from .model_pictures import model_pictures
 from .page_text import is_finite, step
 
 GUESSING = ((0.0, 0.0), (1.0, 1.0))  # true by false positives of a test that guesses
 LOOKS = ("accuracy", "epsilon")  # of the curve of this run, and of the run to compare it with
-MAX_SHAPES = 12  # of an additive model, on the page; the JSON has all of them
-MAX_WORDS = 24  # of one shape
 CURVES = (
     "epsilon",
     "accuracy",
@@ -26,7 +23,6 @@ CURVES = (
     "budget",
 )  # looks of the first groups' curves; the table has all of them
 SHIFT, MARGIN = 0.006, 0.15  # between intervals at one time, and beside the curves' ends, over the last time
-ROOM = 1.1  # ends of the shapes' axis over the largest and smallest contribution
 
 
 def pictures(report: Fields) -> dict[str, str]:
@@ -45,7 +41,7 @@ def pictures(report: Fields) -> dict[str, str]:
         "reliability": reliability(report),
     }
     svgs = {name: svg(chart) for name, chart in charts.items() if chart is not None}
-    return svgs | _shapes(report)
+    return svgs | model_pictures(report)
 
 
 def _rounds(report: Fields) -> Chart | None:
@@ -329,43 +325,3 @@ def _curves_of(answer: Fields) -> list[list[tuple[int, float]]]:
         if figure["name"].startswith(SURVIVAL) and figure["value"] is not None:
             groups.setdefault(group, []).append((index, float(end)))
     return list(groups.values())
-
-
-def _shapes(report: Fields) -> dict[str, str]:
-    """Return each column's contribution to the score by name, all on one scale."""
-    shapes = report["shapes"]["shapes"][:MAX_SHAPES] if report["shapes"] else []
-    lowest = min((each["lowest"] for each in shapes), default=0.0)
-    highest = max((each["highest"] for each in shapes), default=0.0)
-    # A model that has learned nothing has no shape.
-    ends = (lowest, highest) if lowest < highest else (-1.0, 1.0)
-    return {
-        f"shape-{index}": _shape(f"shape-{index}", each, ends, bands(report, each))
-        for index, each in enumerate(shapes)
-    }
-
-
-def _shape(name: str, shape: Fields, ends: tuple[float, float], estimates: Sequence[Band]) -> str:
-    """Return a column's contributions, by a number's bins, with their estimates and intervals, or by words."""
-    title = f"What {shape['column']} adds to the score of {shape['score']}"
-    values = shape["values"]
-    if shape["words"] is not None:
-        furthest = sorted(range(len(values)), key=lambda at: -abs(values[at]))[:MAX_WORDS]
-        return bars(name, title, [(shape["words"][at], values[at]) for at in sorted(furthest)], ends)
-    edges = shape["edges"]
-    is_binned = len(values) < len(edges)  # else it has a value at each end, and a line between
-    points = [*zip(edges, [*values, values[-1]][: len(edges)], strict=True)]
-    lines = [Line([(edges[0], 0.0), (edges[-1], 0.0)], "plan"), Line(points, "accuracy", step=is_binned)]
-    middles = [sum(pair) / 2 for pair in pairwise(edges)]
-    points_with_ends = [
-        (x, *each) for x, each in zip(middles, estimates, strict=False) if is_binned and each is not None
-    ]
-    intervals = [
-        Whisker(x, max(low, ROOM * ends[0]), min(high, ROOM * ends[1]), "measured")
-        for x, _, low, high in points_with_ends
-    ]
-    marks = [Mark(x, value, "measured") for x, value, _, _ in points_with_ends if ends[0] <= value <= ends[1]]
-    bottom, top = (ROOM * each for each in ends)
-    chart = Chart(
-        name, title, shape["column"], "adds", lines, intervals, marks, top=top, bottom=bottom, from_zero=False
-    )
-    return svg(chart)

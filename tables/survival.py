@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +29,7 @@ KEYS = ("time", "event", "bins")
 BINS = 10  # intervals of equal length, unless the schema declares others
 MOST_BINS = 1000
 SURVIVAL = 0.5  # at the last time, of the model before it is trained
+COLUMNS, LEVELS = 6, 4  # by which curves are shown, and levels of a column up to which all are
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,11 @@ class SurvivalTimes:
     def middles(self) -> tuple[float, ...]:
         """Middle of each interval."""
         return tuple((max(0.0, low) + high) / 2 for low, high in zip(self.starts, self.ends, strict=True))
+
+    @property
+    def _occurred(self) -> str:
+        """Name of the event: its column and the second word."""
+        return f"{self.event.name} {self.event.words[1]}"
 
     def head(self, inputs: int) -> nn.Module:
         from .one_score import one_score
@@ -161,7 +168,41 @@ class SurvivalTimes:
         return None
 
     def scores(self, weight: Array, bias: Array) -> LinearScores:
-        return LinearScores([f"hazard of {self.event.words[1]}"], weight, bias[:1])
+        return LinearScores([f"hazard of {self._occurred}"], weight, bias[:1])
+
+    def described(self, offsets: Array, shapes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the curves of an additive model as JSON: where each column adds 0, its mean, and by each of its columns.
+
+        Args:
+          offsets: log-odds of the event in each interval where each column adds 0, shape (intervals,).
+          shapes: of the model, as `tasks.shapes.shapes` has them, the widest range first.
+        """
+
+        def curve(score: float) -> list[float]:
+            return [1.0, *(float(f"{each:.6g}") for each in self._curves(offsets[None] + score)[0])]
+
+        columns = [
+            {
+                "column": shape["column"],
+                "curves": [{"of": of, "survival": curve(score)} for of, score in levels],
+            }
+            for shape, levels in ((each, _levels(each)) for each in shapes if "levels" not in each)
+        ]
+        names = {"time": self.time.name, "event": self._occurred}
+        times = [0.0, *self.ends]
+        return {"survival": {**names, "times": times, "baseline": curve(0.0), "columns": columns[:COLUMNS]}}
+
+
+def _levels(shape: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Return a column's values or bins with what they add to the score: all, or those that add least and most."""
+    (values,) = shape["values"]
+    edges = [f"{each:g}" for each in shape.get("edges", ())]
+    bins = edges if len(edges) == len(values) else [f"{low} to {high}" for low, high in pairwise(edges)]
+    levels = [*zip(shape.get("words", bins), values, strict=True)]
+    if len(levels) <= LEVELS:
+        return levels
+    chosen = {min(levels, key=lambda each: each[1]), max(levels, key=lambda each: each[1])}
+    return [each for each in levels if each in chosen]
 
 
 def survival(declared: DeclaredLabel) -> SurvivalTimes:

@@ -42,7 +42,8 @@ def shapes(
     `missing`. Each shape is shifted to sum to zero over its declared bins; other tools weight the shift by counts of
     rows, which are private. With two classes there is one score, the log-odds of the second; for a number the score is
     in its own unit, before it is clipped to its bounds. A pair has a value for each combination of its `levels`, shape
-    (scores, first, second), which sums to zero over either column, and adds nothing where one is missing.
+    (scores, first, second), which sums to zero over either column, and adds nothing where one is missing. A kind of
+    label may add fields by its method `described`, such as survival curves.
 
     Args:
       schema: schema of the inputs.
@@ -52,7 +53,7 @@ def shapes(
     """
     if (numbers := [each.name for each in schema.numbers]) and not lines:
         raise Refusal("task.model", ", ".join(numbers), "have no bins; train with task.model=gam")
-    scores, weight, bias = schema.outcome.scores(weight, bias)
+    offsets, (scores, weight, bias) = bias.astype(np.float64), schema.outcome.scores(weight, bias)
     intercept, curves, start = bias.astype(np.float64), list[dict[str, Any]](), 0
     for column in schema.inputs:
         own = weight[:, start : start + column.width].astype(np.float64)
@@ -71,7 +72,9 @@ def shapes(
         curves.append(_pair(pair, values.astype(np.float64)))
         start += pair.width
     curves.sort(key=lambda each: -each["range"])
-    return {"scores": list(scores), "intercept": intercept.tolist(), "shapes": curves}
+    model = {"scores": list(scores), "intercept": intercept.tolist(), "shapes": curves}
+    describe = getattr(schema.outcome, "described", None)
+    return model if describe is None else model | describe(offsets + intercept - bias, curves)
 
 
 def _shape(column: Column, values: NDArray[np.float64], missing: NDArray[np.float64]) -> dict[str, Any]:

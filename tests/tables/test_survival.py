@@ -204,9 +204,23 @@ def test_an_export_predicts_the_same_curves(form: str, trained: Path, tmp_path: 
 
 def test_shapes_of_a_linear_model_are_log_odds_of_the_hazard(trained: Path) -> None:
     shapes = read_shapes(trained / "run" / "schema.yaml", trained / "run" / "model.safetensors")
-    assert shapes is not None and shapes["scores"] == ["hazard of yes"]
+    assert shapes is not None and shapes["scores"] == ["hazard of relapse yes"]
     low, high = shapes["shapes"][0]["values"][0]
     assert 2 < high - low < 6
+
+
+def test_described_curves_are_those_of_predictions(trained: Path, tmp_path: Path) -> None:
+    shapes = read_shapes(trained / "run" / "schema.yaml", trained / "run" / "model.safetensors")
+    assert shapes is not None
+    (tmp_path / "new.csv").write_text("dose\n-1\n0\n1\n")
+    rows = predicted(trained / "run", tmp_path / "new.csv", tmp_path / "a.csv")
+    low, middle, high = ([1.0, *map(float, [*row.values()][1:])] for row in rows)
+    (column,) = shapes["survival"]["columns"]
+    assert [each["of"] for each in column["curves"]] == ["-1", "1"]
+    drawn = (column["curves"][0]["survival"], shapes["survival"]["baseline"], column["curves"][1]["survival"])
+    for curve, row in zip(drawn, (low, middle, high), strict=True):
+        assert curve == pytest.approx(row, abs=1e-5)
+    assert shapes["survival"]["times"][0] == 0 and len(shapes["survival"]["times"]) == len(middle)
 
 
 def test_rows_of_one_person_are_bounded(clinics: Path, tmp_path: Path) -> None:
