@@ -16,7 +16,7 @@ from flwr.app import Error, Message
 
 from ..base.durable_files import replace_file
 from ..base.refusal import disk_remedy
-from ..messages.wire import HANDLED_BEFORE, NO_BASE, NOT_ELIGIBLE, NOT_READY
+from ..messages.wire import HANDLED_BEFORE, NO_BASE, NOT_ELIGIBLE, NOT_READY, WAITING
 
 MAX_BYTES = 1 << 30  # of an instruction
 JOURNAL_IDS = 1024  # ids that a journal keeps; a server repeats an instruction of its present exchange only
@@ -137,8 +137,8 @@ class Journal:
 def handle_once(name: str, message: Message, handle: Handle, journal: Journal) -> Message:
     """Return the reply to an instruction, without executing it a second time.
 
-    The id is on disk before `handle` is called; otherwise nothing is handled. If the device is not eligible, or cannot
-    restore the model, the id is removed: the instruction was not begun, and may come again.
+    The id is on disk before `handle` is called; otherwise nothing is handled. If the device is not eligible, waits for its
+    owner, or cannot restore the model, the id is removed: the instruction was not begun, and may come again.
     """
     if name in journal:
         return Message(Error(HANDLED_BEFORE, "handled before"), reply_to=message)
@@ -149,7 +149,7 @@ def handle_once(name: str, message: Message, handle: Handle, journal: Journal) -
         logger.error("no instruction can be begun (%s); %s", error.strerror, remedy)
         return Message(Error(NOT_READY, "the client's disk fails"), reply_to=message)
     reply = handle(message)
-    if reply.has_error() and reply.error.code in (NOT_ELIGIBLE, NO_BASE):
+    if reply.has_error() and reply.error.code in (NOT_ELIGIBLE, NO_BASE, WAITING):
         journal.take_back(name)
     return reply
 

@@ -56,6 +56,7 @@ NO_BASE = 1009  # the device lacks the base model of a difference; it is sent th
 MIXES = 1010  # the client's task mixed the examples of a step
 FORKED = 1011  # the device has read another log of this server, for example before a restoration
 RESTORED = 1012  # the device's ledger is older than its last answer
+WAITING = 1013  # the device's owner has not decided yet, or pauses: nothing was begun, and the same may be sent again
 FAILED = 1  # Flower's code for an exception at the client; its text, which may contain data, stays there
 DROP_REASONS = {
     BUDGET_SPENT: "budget spent",
@@ -70,6 +71,7 @@ DROP_REASONS = {
     MIXES: "mixes examples",
     FORKED: "has seen another log",
     RESTORED: "restored",
+    WAITING: "waits for its owner",
 }
 # Final reasons: the client repeats them for the same request.
 LASTING = frozenset(DROP_REASONS[code] for code in (BUDGET_SPENT, OWNERS_POLICY, FORKED, RESTORED))

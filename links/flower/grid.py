@@ -16,6 +16,7 @@ from flwr.app import Message
 
 from ...messages.flower_adapter import name_sender
 from ...messages.traffic import NodeTraffic, cargo_of
+from ..repeats import Repeats
 from ..roster_grid import PRESENCE_SECONDS, RosterGrid
 from ..roster_watch import Admitted, Nodes
 from .control_calls import RUN_LOST, ServedRun
@@ -95,9 +96,15 @@ class SuperNodeGrid(RosterGrid):
         end, last_poll = time.monotonic() + seconds, -math.inf
         waiting = dict[str, int]()  # nodes that have not announced a reply, by the id of the message
         coming = dict[Future[Message | None], int]()  # nodes whose replies are being fetched
+        requests, repeats = {each.metadata.dst_node_id: each for each in messages}, Repeats()
         fetching = ThreadPoolExecutor(MAX_FETCHES, "flower reply")
         try:
-            while (messages or waiting or coming) and (seconds_left := end - time.monotonic()) > 0:
+            while (messages or waiting or coming or repeats.pending) and (
+                seconds_left := end - time.monotonic()
+            ) > 0:
+                again = repeats.due(self._nodes)
+                requests |= {each.metadata.dst_node_id: each for each in again}
+                messages = [*messages, *again]
                 if (messages or waiting) and time.monotonic() - last_poll > PRESENCE_SECONDS:
                     last_poll, waiting = time.monotonic(), self._in_roster(waiting)
                     messages = self._send(messages, seconds_left, waiting) if messages else []
@@ -108,10 +115,11 @@ class SuperNodeGrid(RosterGrid):
                 for task in wait(coming, pause, FIRST_COMPLETED).done if coming else ():
                     node, reply = coming.pop(task), task.result()
                     self._cargo.pop(node, None)
-                    if reply is not None:
-                        yield name_sender(reply, node)
-                if (messages or waiting) and not coming:
+                    if reply is not None and not repeats.take(requests[node], name_sender(reply, node)):
+                        yield reply
+                if not coming and (messages or waiting or repeats.pending):
                     time.sleep(pause)
+            yield from repeats.answers()
         finally:
             fetching.shutdown(wait=False, cancel_futures=True)
             for node in (*waiting.values(), *coming.values()):

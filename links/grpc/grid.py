@@ -34,6 +34,7 @@ from ...messages.frames import METHOD
 from ...messages.message_codec import Body, MalformedMessage, pack_body, question_id, segments, unpack
 from ...messages.traffic import Cargo, Tally, cargo_of
 from ...messages.wire import SPEC_RECORD, UNREADABLE, read_statement
+from ..repeats import Repeats
 from ..roster_grid import PRESENCE_SECONDS, RosterGrid
 from ..roster_watch import Admitted, Nodes
 from .event_loop import OPTIONS_OF_BOTH_ENDS, stream_loop
@@ -187,18 +188,25 @@ class LinkGrid(RosterGrid):
     def _exchange(self, messages: list[Message], seconds: float) -> Iterator[Message]:
         """Post a letter for each message, and yield the replies; then withdraw the letters and store what was acknowledged."""
         arrived: queue.SimpleQueue[tuple[Letter, bytearray]] = queue.SimpleQueue()
-        outgoing = self._write_letters(messages, lambda letter, data: arrived.put((letter, data)))
-        letters = [letter for letter, _ in outgoing.values()]
-        self._call(self._board.post, letters)
-        waiting, end = {letter.id: letter.node for letter in letters}, time.monotonic() + seconds
+        outgoing, letters, waiting = dict[str, tuple[Letter, Message]](), list[Letter](), dict[str, int]()
+        repeats, end = Repeats(), time.monotonic() + seconds
         try:
-            while waiting:
+            while messages or waiting or repeats.pending:
+                if messages:
+                    fresh = self._write_letters(messages, lambda letter, data: arrived.put((letter, data)))
+                    letters += (posted := [letter for letter, _ in fresh.values()])
+                    outgoing |= fresh
+                    waiting |= {letter.id: letter.node for letter in posted}
+                    self._call(self._board.post, posted)
                 seconds_left = max(0.0, end - time.monotonic())
                 try:
                     letter, data = arrived.get(timeout=min(seconds_left, PRESENCE_SECONDS))
                 except queue.Empty:
-                    waiting = self._in_roster(waiting) if seconds_left else {}
+                    if not seconds_left:
+                        break
+                    waiting, messages = self._in_roster(waiting), repeats.due(self._nodes)
                     continue
+                messages = repeats.due(self._nodes)
                 if waiting.pop(letter.id, None) is None:
                     continue  # its node has left the roster since it was asked
                 _, request = outgoing[letter.id]
@@ -206,8 +214,10 @@ class LinkGrid(RosterGrid):
                 if not reply.has_error() and SPEC_RECORD in request.content:
                     self._board.acknowledge(letter.node, letter.id)
                 del data  # or its memory is held until the next reply
-                yield reply
+                if not repeats.take(request, reply):
+                    yield reply
                 del reply
+            yield from repeats.answers()
         finally:
             self._call(self._board.withdraw, letters)
             self._store_acknowledged()
