@@ -28,6 +28,9 @@ Ledgers = Annotated[
     bool, flag("--ledgers", "Remove the ledgers too: the record of the spent budget is then lost.")
 ]
 
+Why = Annotated[str, option("TEXT", "Reason, recorded with the decision on the device's ledger.", "--reason")]
+Request = Annotated[str, argument("ID", "Id of the request, as fedveil client pending shows it.")]
+
 
 @verb(group, "enrol", "Enrol this device by token.", needs="client")
 def enrol(
@@ -120,6 +123,79 @@ def status(folder: Bundle, as_json: Json = False) -> int:
     from ..deployment.device.commands import status
 
     return status(folder, as_json)
+
+
+@verb(group, "pending", "Show what waits for the owner.", needs="client")
+def pending(folder: Bundle, as_json: Json = False) -> int:
+    """Show the runs, questions and rosters that wait for the owner's decision, with their terms, and the last decisions.
+
+    Example:
+      fedveil client pending hearts/clients/cleveland
+    """
+    from ..deployment.device.owner_desk import show_pending
+
+    return show_pending(folder, as_json=as_json)
+
+
+@verb(group, "approve", "Approve a request.", needs="client")
+def approve(folder: Bundle, request: Request, reason: Why) -> int:
+    """Approve a run, a question or a roster that waits. A running client follows without a restart.
+
+    Example:
+      fedveil client approve hearts/clients/boston 3fa9c1d2ab4f --reason "vote 17"
+    """
+    return _decide(folder, "approved", request, reason)
+
+
+@verb(group, "refuse", "Refuse a request.", needs="client")
+def refuse(folder: Bundle, request: Request, reason: Why) -> int:
+    """Refuse a run, a question or a roster. A later approval of it takes the refusal back.
+
+    Example:
+      fedveil client refuse hearts/clients/boston 3fa9c1d2ab4f --reason "no need"
+    """
+    return _decide(folder, "refused", request, reason)
+
+
+@verb(group, "stop", "Stop a run or a question.", needs="client")
+def stop(
+    folder: Bundle, name: Annotated[str, argument("NAME", "Name of the run or question.")], reason: Why
+) -> int:
+    """Stop what goes on under a name, whatever its terms. What has left the device stays charged.
+
+    Example:
+      fedveil client stop hearts/clients/boston run-1 --reason "no consent"
+    """
+    return _decide(folder, "stopped", name, reason)
+
+
+@verb(group, "pause", "Pause the device.", needs="client")
+def pause(folder: Bundle, reason: Why) -> int:
+    """Begin nothing new on this device until fedveil client resume. The server waits, or goes on without.
+
+    Example:
+      fedveil client pause hearts/clients/cleveland --reason "audit this week"
+    """
+    return _decide(folder, "paused", "", reason)
+
+
+@verb(group, "resume", "End a pause.", needs="client")
+def resume(folder: Bundle, reason: Why) -> int:
+    """End a pause of the device.
+
+    Example:
+      fedveil client resume hearts/clients/cleveland --reason "audit is over"
+    """
+    return _decide(folder, "resumed", "", reason)
+
+
+def _decide(folder: Path, verdict: str, subject: str, reason: str) -> int:
+    """Decide, and print the decision."""
+    from ..deployment.device.owner_decisions import Verdict
+    from ..deployment.device.owner_desk import decide
+
+    print(decide(folder, Verdict(verdict), subject, reason))
+    return 0
 
 
 @verb(group, "roster", "Show the roster of the device.", needs="client")

@@ -100,7 +100,7 @@ def _by_run(entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
 
     A commit or void has no line, but is part of that of its release.
     """
-    from ..privacy.ledger.acts import CAPS, ROSTERS
+    from ..privacy.ledger.acts import CAPS, DECISIONS, ROSTERS
     from ..privacy.ledger.ledger_state import COMMIT, VOID, run_of
 
     runs: dict[str, list[Entry]] = {}
@@ -111,7 +111,7 @@ def _by_run(entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
         payloads = [json.loads(entry.payload) for entry in run_entries]
         purposes = sorted({str(each["purpose"]) for each in payloads if "purpose" in each})
         if run:
-            what = f"run {run}" if run not in (CAPS, ROSTERS) else "decisions of the data's owner"
+            what = f"run {run}" if run not in (CAPS, ROSTERS, DECISIONS) else "decisions of the data's owner"
             yield "", what + (f", for {', '.join(purposes)}" if purposes else "")
         for entry, payload in zip(run_entries, payloads, strict=True):
             if entry.kind not in (COMMIT, VOID):
@@ -168,6 +168,8 @@ def _detail(payload: dict[str, Any]) -> str:
     """Return the object of a person's decision: a roster's version, or a cap; empty for any other."""
     if "version" in payload:
         return f", version {payload['version']}"
+    if "verdict" in payload:
+        return f" ({payload['role']}): {payload['kind']} {payload['name']} {payload['verdict']}"
     if "target_epsilon" not in payload:
         return ""
     until = f" until {payload['until']}" if payload["until"] else ""

@@ -16,11 +16,14 @@ from .authority import Authority
 from .device.client_bundle import TABLES
 from .device.enrolment import PRIVATE
 from .device.personal_choice import NONE
-from .federation_yaml import OF_SCHEMA, ClientEntry, FederationFile
+from .federation_yaml import OF_SCHEMA, POLICY_DEFAULTS, ClientEntry, FederationFile
 from .register import Issued, Register
 
 # Keys of a policy that a device of an earlier release refuses as unknown; they are written only where they are set.
-LATER = ("approve_authority", "queries", "witnesses", "witnessed_by_at_least")
+LATER = (
+    *("approve_authority", "approve_runs", "approve_questions", "approve_within"),
+    *("queries", "witnesses", "witnessed_by_at_least"),
+)
 REQUIREMENTS, SUPERNODES = "requirements.txt", "supernodes"
 CLIENT_UNIT, SERVER_UNIT = "fedveil-client.service", "fedveil-server.service"
 ENROLMENT_UNIT = "fedveil-enrolment.service"
@@ -173,7 +176,9 @@ def client_files(
     assert entry is not None  # an admitted member that is not in the file was refused before
     authority_key = authority.public(register.post_quantum).hex()
     trust = {"authority": authority_key, "minimum_roster_version": register.version}
-    policy = {key: value for key, value in entry.policy.items() if value or key not in LATER}
+    policy = {
+        key: value for key, value in entry.policy.items() if key not in LATER or value != POLICY_DEFAULTS[key]
+    }
     return {
         "ca.pem": authority.ca_pem,
         **({REQUIREMENTS: requirements.encode()} if requirements else {}),

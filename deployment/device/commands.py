@@ -35,6 +35,7 @@ from .device import device_name
 from .device_ledger import DeviceLedger, LedgerSpending, questions_of, spent_on
 from .ledger_heads import LEDGERS, RECEIPTS
 from .order_policy import DEALS
+from .owner_desk import summary
 from .owner_policy import OwnerPolicy
 from .owner_query import query_in_json, query_line
 from .run_end import OWN_MODEL, LastRun, read_ended, sha256_of_final
@@ -69,7 +70,7 @@ def status(folder: Path, as_json: bool) -> int:
     rollovers = waiting_rollovers(state, read_device_file(folder).federation)
     paths = sorted((state / LEDGERS).glob("*.ledger"))
     spent, own = spent_on(state / LEDGERS), _own_model(state)
-    questions = [each for path in paths for each in questions_of(path)]
+    questions, owner = [each for path in paths for each in questions_of(path)], summary(folder)
     if as_json:
         plain = {} if health is None else asdict(health)
         over = None if ended is None else {**asdict(ended), "model": _model(state, ended)}
@@ -79,6 +80,7 @@ def status(folder: Path, as_json: bool) -> int:
             "ledgers": {name: _spending_in_json(each) for name, each in spent.items()},
             "questions": [{JSON_KEYS.get(k, k): v for k, v in asdict(each).items()} for each in questions],
             "roster_pending": None if waiting is None else asdict(waiting),
+            **owner,
             "roster_changes": [asdict(each) for each in changes],
             **({} if own is None else {"personal": _own_in_json(state, own)}),
             **_query_in_json(folder),
@@ -87,6 +89,10 @@ def status(folder: Path, as_json: bool) -> int:
         print(json.dumps({**plain, **more}))
     else:
         print(_status_lines(folder, health, pid is not None, spent))
+        if owner["paused"]:
+            print(f"paused by its owner; to go on: fedveil client resume {folder}")
+        if owner["waiting"]:
+            print(f"requests wait for a decision: fedveil client pending {folder}")
         if ended is not None:
             model = _model(state, ended)
             print(f"{ended}; {f'its model: {model}' if model else 'it left no model'}")

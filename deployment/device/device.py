@@ -40,14 +40,16 @@ from ...privacy.secagg.transcript import AttemptTerms
 from ...privacy.statistics.evaluation import GAINS, Evaluation, HeldOutMeans
 from ...questions.answers import Measured, answer_evaluation, answer_inquiry
 from ...questions.wire import question_of, released_of
+from .approvals import Approvals
 from .client_bundle import OWN_FILES, ClientBundle, DeviceFile, renew_roster
 from .device_ledger import DeviceLedger
 from .eligibility import ROOT, obstacle
 from .last_model import FILE, LastModel
 from .ledger_heads import LEDGERS, LedgerHeads
 from .log_copy import Forked, LogCopy, expected_entries
-from .order_policy import accept_order, require_arm, require_cohorts_roster
+from .order_policy import Instruction, accept_instruction, cost_of, require_arm, require_cohorts_roster
 from .owner_query import require_listed
+from .owner_requests import OwnerRequest, agreed_terms, request_of
 from .record_privacy import RecordPlanner
 from .run_end import PERSONAL
 from .run_rows import note_rows, rows_of
@@ -95,6 +97,10 @@ class Device:
     def server_quotes(self) -> ServerQuotes:
         """The owner's requirement of the server's quotes, and the last accepted one."""
         return ServerQuotes(self.bundle.policy.attest, self.bundle.settings.federation)
+
+    @cached_property
+    def _approvals(self) -> Approvals:
+        return Approvals(self.bundle.state, self.bundle.policy, self.ledger)
 
     @cached_property
     def _records(self) -> RecordPlanner:
@@ -168,6 +174,8 @@ class Device:
         # No ledger that was deleted or rolled back is charged, and new heads are on disk before the answer leaves.
         with _declining(wire.RESTORED, level=logging.ERROR):
             self._heads.require()
+        if is_new:
+            self._require_approval(content)
         reply = self._update(message)
         with _declining(wire.NOT_READY, level=logging.ERROR):
             self._heads.keep()
@@ -176,6 +184,29 @@ class Device:
         if nonce := self.server_quotes.nonce(content):
             reply = Message(with_nonce(reply.content, nonce), reply_to=message)
         return reply if statement is None else self.last_model.keep(message, statement, reply)
+
+    def _require_approval(self, content: RecordDict) -> None:
+        """Require the owner's approval before anything is begun, so that the same instruction may be sent again later.
+
+        Raises:
+          NotTrained: as of `Approvals`.
+        """
+        if not self._approvals.apply:
+            return
+        self._approvals.require_activity(wire.read_round(content)[0])
+        memory = self.memory.read_bytes() if self.memory.exists() else b""
+        terms = agreed_terms(memory, self.bundle.identity, content)
+        if records_of(content, ArrayRecord) and (terms or SECURE_RECORD not in content):
+            self._approvals.require(self._request(self._accepted(content, terms)))
+
+    def _accepted(self, content: RecordDict, terms: AttemptTerms | None) -> Instruction:
+        return accept_instruction(content, terms, self.bundle.policy, self.task.can_protect_records)
+
+    def _request(self, instruction: Instruction) -> OwnerRequest:
+        """Return an instruction as its owner sees it."""
+        choice = self.bundle.settings.task
+        task = choice.target or choice.name or choice.kind or ""
+        return request_of(instruction, self.bundle.policy.target_delta, task)
 
     def _update(self, message: Message) -> Message:
         """Return the client's vector, or its step in a masked sum, and store the memory that the next step needs."""
@@ -223,8 +254,11 @@ class Device:
 
         `client.private_update.Charge` says what the arguments are.
         """
-        bundle = self.bundle
-        order, cost = accept_order(content, terms, bundle.policy, self.task.can_protect_records)
+        bundle, instruction = self.bundle, self._accepted(content, terms)
+        self._approvals.require(self._request(instruction))
+        with _declining(wire.NOT_READY):
+            self._approvals.record_acts()
+        order, cost = instruction.order, cost_of(instruction)
         run, number = wire.read_round(content)
         if order.arm is not None:
             with _declining(wire.OWNERS_POLICY, "an order is not followed: "):

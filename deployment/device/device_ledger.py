@@ -8,7 +8,7 @@ a client is charged to its records too, on their ledger or, before there is one,
 
 import json
 import logging
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from ...privacy.accounting.events import Gaussian, event_to_json
 from ...privacy.accounting.gaussian import exact_epsilon, gaussian_mu
 from ...privacy.accounting.renyi_filter import spent_epsilon
 from ...privacy.budget import OF_RECORDS, UNLIMITED_EPSILON, Adjacency, Adversary, Budget, Release, Unit
-from ...privacy.ledger.acts import CAP, ROSTER, ROSTERS, acting_user
+from ...privacy.ledger.acts import CAP, DECISION, ROSTER, ROSTERS, acting_user
 from ...privacy.ledger.caps import CLIENT, NAME_LENGTH, Cap, CapEnded, cap_acts, lowered
 from ...privacy.ledger.client_sums import (
     RecordsBudget,
@@ -43,6 +43,7 @@ from ...privacy.ledger.ledger_state import (
 )
 from ...privacy.ledger.question_caps import QUESTION, LedgerQuestion, ledger_questions
 from .order_policy import Cost
+from .owner_decisions import Decision
 
 logger = logging.getLogger("fedveil.client")
 
@@ -168,6 +169,17 @@ class DeviceLedger:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._open(self.path, self.budget) as ledger:
             ledger.act(ROSTER, (ROSTERS, version, digest), fields)
+
+    def record_decisions(self, decisions: Sequence[Decision]) -> None:
+        """Record the owner's decisions that are not on the ledger yet, each as an act.
+
+        Raises:
+          Refusal: the ledger cannot be written, or another process writes it.
+        """
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._open(self.path, self.budget) as ledger:
+            for each in decisions:
+                ledger.act(DECISION, *each.act)
 
     def charge_restored(self, is_repeated: bool) -> Budget:
         """Charge what a device that was restored or copied may have missed, and return the budget that it can have spent.

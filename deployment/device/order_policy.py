@@ -96,16 +96,24 @@ class Instruction:
 def accept_order(
     content: RecordDict, terms: AttemptTerms | None, policy: OwnerPolicy, can_protect_records: bool
 ) -> tuple[TrainingOrder, Cost | None]:
-    """Return an instruction's order and its cost to the client.
+    """Return an instruction's order and its cost to the client; arguments and errors as of `accept_instruction`.
+
+    The cost is None if records are protected instead of the client.
+    """
+    instruction = accept_instruction(content, terms, policy, can_protect_records)
+    return instruction.order, cost_of(instruction)
+
+
+def accept_instruction(
+    content: RecordDict, terms: AttemptTerms | None, policy: OwnerPolicy, can_protect_records: bool
+) -> Instruction:
+    """Return an instruction that the owner's policy allows.
 
     Args:
       content: the instruction.
       terms: as in `Instruction`.
       policy: the owner's.
       can_protect_records: whether this device can train by DP-SGD.
-
-    Returns:
-      The order and the cost; the cost is None if records are protected instead of the client.
 
     Raises:
       NotTrained: OWNERS_POLICY. Only the device's log gives the reason.
@@ -122,7 +130,7 @@ def accept_order(
     except (Refusal, ValueError, KeyError, TypeError) as error:
         logger.warning("an order is not followed: %s", error)
         raise NotTrained(OWNERS_POLICY) from error
-    return order, _cost(instruction)
+    return instruction
 
 
 def require_cohorts_roster(order: TrainingOrder, terms: AttemptTerms | None, roster: Roster) -> None:
@@ -137,7 +145,7 @@ def require_cohorts_roster(order: TrainingOrder, terms: AttemptTerms | None, ros
         raise NotTrained(FAILED)
 
 
-def _cost(instruction: Instruction) -> Cost | None:
+def cost_of(instruction: Instruction) -> Cost | None:
     """Return what an instruction costs the client; None if records are protected instead of it."""
     order, terms, inquiry = instruction.order, instruction.terms, instruction.inquiry
     record = order.record

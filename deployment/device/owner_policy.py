@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, timedelta
 from typing import Annotated
 
 from ...base.refusal import Form, Range
@@ -16,6 +16,9 @@ from ...privacy.secagg.transcript import HASH_BYTES, Profile
 
 MAX_EPOCHS = 10_000
 NEWEST_ROSTER = 2**53  # largest version of a roster, which JSON numbers hold exactly
+# Time, as a number and a unit, by the unit's keyword of timedelta.
+UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+TIME = Form("[1-9][0-9]{0,3}[mhd]", "must be a time such as 90m, 24h or 7d")
 AUTHORITY = f"([0-9a-fA-F]{{{2 * KEY_BYTES}}}){{1,2}}"
 
 
@@ -38,6 +41,8 @@ class OwnerPolicy:
         that the authority admits.
       peers_at_least: least number of `peers` in a cohort.
       approve_rosters: whether changed members count only after the owner's approval.
+      approve_runs, approve_questions: whether a run, or a question, is answered only after the owner's approval.
+      approve_within: time after which a request that waits for approval counts as refused, such as 24h.
       approve_authority: whether new keys of the authority count only after the owner's approval of their fingerprint.
       cosigned_by_at_least: number of other members of the device's roster that must have signed a newer one with
         changed members; of `peers`, if there are any.
@@ -71,6 +76,9 @@ class OwnerPolicy:
     peers: Mapping[str, Annotated[str, hexadecimal(HASH_BYTES)]] = field(default_factory=dict[str, str])
     peers_at_least: Annotated[int, Range(ge=0)] = 0
     approve_rosters: bool = False
+    approve_runs: bool = False
+    approve_questions: bool = False
+    approve_within: Annotated[str, TIME] = "24h"
     approve_authority: bool = False
     cosigned_by_at_least: Annotated[int, Range(ge=0, le=MAXIMUM_CLIENTS)] = 0
     require_log: bool = True
@@ -99,6 +107,11 @@ class OwnerPolicy:
                 yield f"witnesses.{name}", "is the authority's key, which is no witness of its server"
             if [*self.witnesses.values()].count(key) > 1:
                 yield f"witnesses.{name}", "is the key of another name, too: a witness counts once"
+
+    @property
+    def patience(self) -> timedelta:
+        """Time after which a request that waits for approval counts as refused."""
+        return timedelta(**{UNITS[self.approve_within[-1]]: int(self.approve_within[:-1])})
 
     @property
     def floors(self) -> Policy:

@@ -119,6 +119,11 @@ def approve(state: Path, change: RosterChange) -> None:
     replace_file(state / APPROVED, change.hash.encode())
 
 
+def withdraw(state: Path) -> None:
+    """Take back the approval of a change that waits."""
+    (state / APPROVED).unlink(missing_ok=True)
+
+
 def _approved(state: Path) -> str:
     """Return the hash of the roster that the owner has approved; empty for none."""
     try:

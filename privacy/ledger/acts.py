@@ -5,9 +5,13 @@ import os
 
 CAP, ALARM, VACUOUS = "cap changed", "alarm overridden", "vacuous promise accepted"
 ROSTER = "roster approved"
-REFUSAL = "refusal"
-CAPS, ROSTERS = "caps", "rosters"  # in the place of a run's name, where the owner of the data decided
-ACTS = (CAP, ALARM, VACUOUS, ROSTER, REFUSAL)
+REFUSAL, DECISION = "refusal", "owner's decision"
+CAPS, ROSTERS, DECISIONS = (
+    "caps",
+    "rosters",
+    "decisions",
+)  # in a run's name, where the owner of the data decided
+ACTS = (CAP, ALARM, VACUOUS, ROSTER, REFUSAL, DECISION)
 
 
 def acting_user() -> str:

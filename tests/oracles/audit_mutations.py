@@ -115,6 +115,18 @@ WORSE = "the sum has the noise that is claimed, and the model is worse"
 COUNTS = "who took part in a round, and no number that is released"
 LARGE = "such a draw begins above 65 536 clients, more than an audit's runs have"
 BEYOND: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            "a question that its owner did not approve is answered",
+            "a request that nobody decided in time still waits",
+            "an approval holds for a changed run",
+            "an approval holds for less noise",
+            "an owner's decisions that cannot be read count as none",
+            "an owner's decision leaves no act on the ledger",
+            "a device that its owner has paused begins what is new",
+        ),
+        "of what an owner lets a device begin, before anything is computed",
+    ),
     "figures of held-out rows are of a model without its shapes": "of figures on public rows, which no noise hides",
     "clients evaluate a model without its shapes": EVALUATED,
     **dict.fromkeys(

@@ -81,6 +81,8 @@ REASONS = {
     "n": "names keys of witnesses; the next row demands them",
     "o": "an order that protects records names no such layers",
     "p": "without it a device that has a query does not start, so no message reaches it; a bundle that brings one is refused",
+    "q": "a demand on runs, and this is a question",
+    "r": "the time for the demands of approval",
 }
 ORDERS = ("train", "ask", "rows", "evaluate", "scale")
 QUESTIONS = ORDERS[1:]
@@ -197,6 +199,21 @@ TABLE: dict[str, dict[str, Cell]] = {
         masks=TOO_FEW_PEERS,
         confirm=TOO_FEW_PEERS,
     ),
+    "approve_runs": row(
+        "b",
+        cohort="k",
+        confirm="h",
+        **at(("masks", "train"), Against({"approve_runs": True})),
+        **at(QUESTIONS, "q"),
+    ),
+    "approve_questions": row(
+        "b",
+        cohort="k",
+        confirm="h",
+        **at(("masks", "train"), "i"),
+        **at(QUESTIONS, Against({"approve_questions": True})),
+    ),
+    "approve_within": row("r"),
     "approve_rosters": of_roster(Against({"approve_rosters": True})),
     "cosigned_by_at_least": of_roster(Against({"cosigned_by_at_least": 1})),
     "approve_authority": row("m", rollover=Against({"approve_authority": True})),

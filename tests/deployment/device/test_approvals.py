@@ -1,0 +1,386 @@
+"""Approvals of a device's owner: what is not approved is not answered or charged, and each decision is on the ledger."""
+
+import json
+import runpy
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Message
+
+from fedveil.base.refusal import Refusal
+from fedveil.deployment.device import device_ledger, owner_desk, owner_requests
+from fedveil.deployment.device.commands import forget, status
+from fedveil.deployment.device.owner_decisions import FILE as DECISIONS
+from fedveil.deployment.device.owner_decisions import Verdict
+from fedveil.deployment.device.owner_desk import decide, read_desk
+from fedveil.deployment.device.owner_policy import OwnerPolicy
+from fedveil.deployment.device.owner_requests import read_requests, request_name
+from fedveil.messages.flower_adapter import name_message
+from fedveil.messages.local_training import LocalTraining
+from fedveil.messages.secure_wire import read_position
+from fedveil.messages.training_order import ORDER_KEY, ClientClaim
+from fedveil.messages.wire import OWNERS_POLICY, WAITING, Exchange, instruct
+from fedveil.privacy.budget import Adjacency
+from fedveil.privacy.ledger.ledger import read_entries, verify
+from fedveil.privacy.ledger.ledger_state import RESERVE
+from fedveil.privacy.mechanisms.sum_spec import SumSpec
+from fedveil.privacy.statistics.inquiry import read_inquiry
+from fedveil.questions.wire import question_content
+
+MADE = runpy.run_path(str(Path(__file__).parents[2] / "faults" / "devices.py"))
+CENTRAL, Devices, code_of, device_of, in_the_clear, masked_sum = (
+    MADE[name] for name in ("CENTRAL", "Devices", "code_of", "device_of", "in_the_clear", "masked_sum")
+)
+RUNS, QUESTIONS = {"approve_runs": True}, {"approve_questions": True, "purposes": ("statistics",)}
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture
+def folder(made: Path) -> Path:
+    """Bundle of c0, whose policy.toml demands approval."""
+    bundle = made / "clients" / "c0"
+    policy = bundle / "policy.toml"
+    text = policy.read_text()
+    kept = [line for line in text.splitlines() if not line.startswith("purposes")]
+    demands = ["approve_runs = true", "approve_questions = true", 'purposes = ["statistics"]']
+    policy.write_text("\n".join([*demands, *kept]) + "\n")
+    return bundle
+
+
+def charges(device: Any) -> int:
+    paths = [each for each in (device.ledger.path, device.ledger.records) if each.exists()]
+    return sum(entry.kind == RESERVE for path in paths for entry in read_entries(path))
+
+
+def question(name: str = "labels", why: str = "How many of each?", **order: Any) -> Message:
+    labels = {"kind": "histogram", "name": "classes", "of": "label", "categories": ["0", "1", "2"]}
+    asked = read_inquiry({"name": name, "purpose": "statistics", "why": why, "records": 40, "ask": [labels]})
+    content = question_content(asked, {ORDER_KEY: replace(CENTRAL, run=asked.name, **order).to_json()})
+    message = Message(instruct(content, SumSpec(1.0, asked.segments), asked.name, 1), 2, "train")
+    name_message(message, f"m {name}")
+    return message
+
+
+def only_waiting(folder: Path) -> str:
+    (request,) = read_desk(folder).waiting
+    return request.id
+
+
+def acts(device: Any) -> list[dict[str, Any]]:
+    return [
+        json.loads(each.payload)
+        for each in read_entries(device.ledger.path)
+        if each.kind == "owner's decision"
+    ]
+
+
+# --- runs and questions --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["run", "question"])
+def test_nothing_is_answered_before_its_owner_approves_it(folder: Path, kind: str) -> None:
+    device, message = device_of(folder), in_the_clear() if kind == "run" else question()
+    for _ in range(2):
+        assert code_of(device, message) == WAITING and not charges(device)
+    (request,) = read_desk(folder).waiting
+    assert (request.kind, request.name) == (kind, "spring" if kind == "run" else "labels")
+    decide(folder, Verdict.APPROVED, request.id, "vote 17")
+    assert code_of(device, message) == 0 and charges(device) == 1
+    assert not read_desk(folder).waiting
+
+
+def test_an_approval_of_a_run_holds_for_its_rounds_and_resumptions(folder: Path) -> None:
+    device = device_of(folder)
+    code_of(device, in_the_clear())
+    decide(folder, Verdict.APPROVED, only_waiting(folder), "vote 17")
+    assert [code_of(device, in_the_clear(number=number)) for number in (1, 2)] == [0, 0]
+    slower = replace(CENTRAL, training=replace(CENTRAL.training, learning_rate=0.01))
+    assert code_of(device, in_the_clear(slower, 3)) == 0  # as an arm of tuning may
+    assert request_name("spring@5f evaluation") == "spring evaluation"
+
+
+CHANGES = {
+    "epochs": {"training": LocalTraining(0.1, 2, 10)},
+    "less noise": {"client": ClientClaim(2.9, Adjacency.ZERO_OUT)},
+    "adjacency": {"client": ClientClaim(9.0, Adjacency.REPLACE_ONE)},
+    "held out": {"held_out": 0.2},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_run_needs_a_new_approval(folder: Path, change: str) -> None:
+    device = device_of(folder)
+    code_of(device, in_the_clear())
+    decide(folder, Verdict.APPROVED, only_waiting(folder), "vote 17")
+    changed = in_the_clear(replace(CENTRAL, **CHANGES[change]), 2)
+    assert code_of(device, changed) == WAITING and not charges(device)
+    decide(folder, Verdict.APPROVED, only_waiting(folder), "vote 18")
+    assert code_of(device, changed) == 0
+
+
+def test_more_noise_needs_no_new_approval(folder: Path) -> None:
+    device = device_of(folder)
+    code_of(device, in_the_clear())
+    decide(folder, Verdict.APPROVED, only_waiting(folder), "vote 17")
+    noisier = replace(CENTRAL, client=ClientClaim(3.5, Adjacency.ZERO_OUT))
+    assert code_of(device, in_the_clear(noisier, 2)) == 0
+
+
+def test_another_question_under_an_approved_name_waits(folder: Path) -> None:
+    device = device_of(folder)
+    code_of(device, question())
+    decide(folder, Verdict.APPROVED, only_waiting(folder), "vote 17")
+    assert code_of(device, question(why="Who is ill?")) == WAITING and not charges(device)
+
+
+def test_rounds_of_a_search_for_words_are_one_question() -> None:
+    ask = [{"kind": "top", "name": "words", "of": "note", "alphabet": "ab", "longest": 3}]
+    first = read_inquiry({"name": "w", "purpose": "statistics", "why": "", "records": 4, "ask": ask})
+    assert owner_requests._without_prefixes(first) == owner_requests._without_prefixes(first.following(["a"]))
+
+
+def test_what_the_policy_forbids_is_not_put_to_the_owner(folder: Path) -> None:
+    device = device_of(folder, runs=("autumn",))
+    assert code_of(device, in_the_clear()) == OWNERS_POLICY
+    assert not read_desk(folder).requests
+
+
+def test_refused_question_is_told_to_the_server_and_may_be_approved_later(folder: Path) -> None:
+    device = device_of(folder)
+    code_of(device, question())
+    refused = only_waiting(folder)
+    decide(folder, Verdict.REFUSED, refused, "no purpose given")
+    assert code_of(device, question()) == OWNERS_POLICY and not charges(device)
+    decide(folder, Verdict.APPROVED, refused, "the purpose was given")
+    assert code_of(device, question()) == 0
+    assert [act["verdict"] for act in acts(device)] == ["refused", "approved"]
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """See requests a day and a minute before now."""
+    before = (datetime.now(UTC) - timedelta(hours=24, minutes=1)).isoformat(timespec="seconds")
+    monkeypatch.setattr(owner_requests, "_now", lambda: before)
+    return iter(())
+
+
+@pytest.mark.usefixtures("later")
+def test_request_that_nobody_decided_in_time_counts_as_refused(folder: Path) -> None:
+    device = device_of(folder)
+    assert code_of(device, question()) == OWNERS_POLICY and not charges(device)
+    assert code_of(device_of(folder, approve_within="2d"), question()) == WAITING
+    (pair,) = read_desk(folder).requests
+    assert pair[1] == "expired"
+    decide(folder, Verdict.APPROVED, pair[0].id, "late, but yes")
+    assert code_of(device, question()) == 0
+
+
+# --- pauses and stops ----------------------------------------------------------------------------------------------
+
+
+def test_pause_holds_all_that_is_new_until_its_end(made: Path) -> None:
+    folder = made / "clients" / "c1"
+    device = device_of(folder)
+    decide(folder, Verdict.PAUSED, "", "audit")
+    assert code_of(device, in_the_clear()) == WAITING and not charges(device)
+    with pytest.raises(Refusal, match="paused already"):
+        decide(folder, Verdict.PAUSED, "", "audit")
+    decide(folder, Verdict.RESUMED, "", "audit is over")
+    assert code_of(device, in_the_clear()) == 0
+
+
+def test_stop_ends_a_run_whatever_its_terms(made: Path) -> None:
+    folder = made / "clients" / "c1"
+    device = device_of(folder)
+    assert code_of(device, in_the_clear()) == 0
+    decide(folder, Verdict.STOPPED, "spring", "consent withdrawn")
+    other = replace(CENTRAL, training=LocalTraining(0.1, 3, 10))
+    assert [code_of(device, in_the_clear(each, 2)) for each in (CENTRAL, other)] == [OWNERS_POLICY] * 2
+    assert charges(device) == 1
+    assert forget(folder, ledgers=False) == 0
+    assert code_of(device_of(folder), in_the_clear(number=3)) == OWNERS_POLICY
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", [b"", b"[]", b'{"decisions": [{"verdict": "maybe", "kind": "run"}]}'])
+def test_everything_waits_while_decisions_cannot_be_read(made: Path, damage: bytes) -> None:
+    folder = made / "clients" / "c1"
+    device = device_of(folder)
+    assert code_of(device, in_the_clear()) == 0
+    (device.ledgers / DECISIONS).write_bytes(damage)
+    assert code_of(device, in_the_clear(number=2)) == WAITING
+    with pytest.raises(Refusal, match=r"decisions=.*everything waits"):
+        decide(folder, Verdict.PAUSED, "", "audit")
+    assert status(folder, as_json=False) == 1
+
+
+def test_lost_requests_wait_anew(folder: Path) -> None:
+    device = device_of(folder)
+    code_of(device, in_the_clear())
+    (device.bundle.state / owner_requests.FILE).write_bytes(b"damaged")
+    assert not read_requests(device.bundle.state)
+    assert code_of(device, in_the_clear()) == WAITING and len(read_desk(folder).waiting) == 1
+
+
+def test_old_requests_are_dropped_and_files_are_their_owners_alone(folder: Path) -> None:
+    device = device_of(folder)
+    for number in range(owner_requests.MAX_REQUESTS + 3):
+        assert code_of(device, question(f"q{number}")) == WAITING
+    requests = read_requests(device.bundle.state)
+    assert len(requests) == owner_requests.MAX_REQUESTS and requests[-1].name == f"q{number}"
+    decide(folder, Verdict.REFUSED, requests[-1].id, "too many")
+    for path in (device.bundle.state / owner_requests.FILE, device.ledgers / DECISIONS):
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_decisions_are_acts_on_the_ledger_with_their_reasons(folder: Path) -> None:
+    device = device_of(folder)
+    code_of(device, in_the_clear())
+    decide(folder, Verdict.APPROVED, only_waiting(folder), "ethics vote 17")
+    decide(folder, Verdict.STOPPED, "spring", "consent withdrawn")
+    written = acts(device)
+    assert [(act["verdict"], act["name"], act["reason"]) for act in written] == [
+        ("approved", "spring", "ethics vote 17"),
+        ("stopped", "spring", "consent withdrawn"),
+    ]
+    assert all(act["who"] and act["at"] and act["role"] == "owner" for act in written)
+    assert verify(device.ledger.path).ok
+
+
+def test_decision_made_while_the_ledger_is_in_use_is_written_by_the_device(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = device_of(folder)
+    code_of(device, in_the_clear())
+    monkeypatch.setattr(device_ledger, "WAIT_SECONDS", 0.05)
+    device.ledgers.mkdir(parents=True, exist_ok=True)
+    with device.ledger._open(device.ledger.path, device.ledger.budget):
+        line = decide(folder, Verdict.APPROVED, only_waiting(folder), "vote 17")
+    assert "before its next answer" in line and not acts(device)
+    assert code_of(device, in_the_clear()) == 0
+    assert [act["reason"] for act in acts(device)] == ["vote 17"]
+
+
+# --- in masks ------------------------------------------------------------------------------------------------------
+
+
+def test_masked_sum_goes_on_with_a_decision_that_comes_in_time(made: Path) -> None:
+    clients = made / "clients"
+    devices = {2 + n: device_of(clients / f"c{n}", **(RUNS if n == 0 else {})) for n in range(5)}
+
+    def fault(message: Message) -> Message | None:
+        """Decide while the link of c0 waits, and send the same again."""
+        if message.metadata.dst_node_id != 2:
+            return None
+        reply = devices[2].answer(message)
+        if reply.has_error() and reply.error.code == WAITING:
+            (request,) = read_requests(devices[2].bundle.state)
+            assert "masked" in request.terms["cohort"] and request.noise == 3.0
+            decide(clients / "c0", Verdict.APPROVED, request.id, "vote 17")
+            reply = devices[2].answer(message)
+        return reply
+
+    opened = masked_sum(Devices(devices, fault))
+    assert opened.survivors == 5 and opened.attempts == 1
+    assert all(charges(each) == 1 for each in devices.values())
+
+
+def test_masked_sum_goes_on_without_a_device_that_waits(made: Path) -> None:
+    clients = made / "clients"
+    devices = {2 + n: device_of(clients / f"c{n}", **(RUNS if n == 0 else {})) for n in range(5)}
+    grid = Devices(devices)
+    for number in (1, 2):
+        opened = masked_sum(grid, number)
+        assert opened.survivors == 4 and opened.dropped == {"waits for its owner": 1}
+    # Once its terms are known, the device does not even propose keys.
+    exchanges = [
+        read_position(message.content).exchange
+        for message, _ in grid.seen
+        if message.metadata.dst_node_id == 2 and read_position(message.content).round == 2
+    ]
+    assert exchanges == [Exchange.PROPOSAL] and not charges(devices[2])
+
+
+# --- the command line ----------------------------------------------------------------------------------------------
+
+
+def test_pending_shows_the_terms_in_80_columns(folder: Path, commands: Any) -> None:
+    device = device_of(folder)
+    code_of(
+        device,
+        question(why="How many patients of each class does every clinic have, for the plan of the trial?"),
+    )
+    code, command = commands.run("client", "pending", str(folder))
+    lines = command.out.splitlines()
+    assert code == 0 and max(map(len, lines)) <= 80
+    text = " ".join(command.out.split())
+    assert (
+        "question labels" in text and "for the plan of the trial?" in text and "purposes statistics" in text
+    )
+    assert "cost of one answer at most epsilon" in text and "counts as refused from" in text
+    code, command = commands.run("client", "pending", str(folder), "--json")
+    (request,) = json.loads(command.out)["requests"]
+    assert request["standing"] == "waiting" and request["kind"] == "question"
+
+
+def test_decisions_on_the_command_line_reach_the_device(folder: Path, commands: Any) -> None:
+    device = device_of(folder)
+    code_of(device, in_the_clear())
+    request = only_waiting(folder)
+    assert commands.run("client", "approve", str(folder), request)[0] == 2  # no reason
+    code, command = commands.run("client", "approve", str(folder), "0" * 12, "--reason", "vote 17")
+    assert code == 2 and "is no request of this device" in command.err
+    code, command = commands.run("client", "approve", str(folder), request, "--reason", "vote 17")
+    assert code == 0 and "run spring approved by" in command.out and "on the ledger" in command.out
+    assert code_of(device, in_the_clear()) == 0
+    for words in (("pause",), ("resume",), ("stop", "spring")):
+        name, *subject = words
+        assert commands.run("client", name, str(folder), *subject, "--reason", "audit")[0] == 0
+    code, command = commands.run("ledger", "show", str(device.ledger.path))
+    said = " ".join(command.out.split())
+    assert "run spring stopped: audit" in said and "run spring approved: vote 17" in said
+
+
+def test_policy_names_a_time_of_minutes_hours_or_days() -> None:
+    assert OwnerPolicy.__dataclass_fields__["approve_within"].default == "24h"
+    for text in ("0h", "24", "1w", "-1h", ""):
+        with pytest.raises(Refusal, match="approve_within"):
+            replace_time(text)
+    assert replace_time("90m").patience == timedelta(minutes=90)
+    assert replace_time("7d").patience == timedelta(days=7)
+
+
+def replace_time(text: str) -> OwnerPolicy:
+    from fedveil.configs.bundle_files import read_toml_text
+
+    required = {
+        "target_epsilon": 8.0,
+        "target_delta": 1e-5,
+        "runs": [],
+        "trust_server": "false",
+        "minimum_cohort": 3,
+        "collusion": 0.1,
+        "dropout": 0.4,
+        "maximum_clipping_norm": 2.0,
+        "minimum_noise_multiplier": 1.0,
+        "profile": '"malicious"',
+        "maximum_local_epochs": 10,
+        "authority": f'"{"ab" * 32}"',
+        "minimum_roster_version": 1,
+        "approve_within": f'"{text}"',
+    }
+    lines = "\n".join(f"{key} = {value}" for key, value in required.items())
+    return read_toml_text(OwnerPolicy, lines.encode(), "policy.toml")
+
+
+def test_reason_is_one_line_of_text(folder: Path) -> None:
+    for reason in ("", "a\nb", "x" * 501):
+        with pytest.raises(Refusal, match="reason"):
+            decide(folder, Verdict.PAUSED, "", reason)
+    assert not owner_desk.read_desk(folder).decisions
