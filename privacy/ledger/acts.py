@@ -6,11 +6,8 @@ import os
 CAP, ALARM, VACUOUS = "cap changed", "alarm overridden", "vacuous promise accepted"
 ROSTER = "roster approved"
 REFUSAL, DECISION = "refusal", "owner's decision"
-CAPS, ROSTERS, DECISIONS = (
-    "caps",
-    "rosters",
-    "decisions",
-)  # in a run's name, where the owner of the data decided
+# In the place of a run's name, where the owner of the data decided.
+CAPS, ROSTERS, DECISIONS = "caps", "rosters", "decisions"
 ACTS = (CAP, ALARM, VACUOUS, ROSTER, REFUSAL, DECISION)
 
 
