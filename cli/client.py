@@ -191,10 +191,10 @@ def resume(folder: Bundle, reason: Why) -> int:
 
 def _decide(folder: Path, verdict: str, subject: str, reason: str) -> int:
     """Decide, and print the decision."""
-    from ..deployment.device.owner_decisions import Verdict
+    from ..deployment.device.owner_decisions import OwnerVerdict
     from ..deployment.device.owner_desk import decide
 
-    print(decide(folder, Verdict(verdict), subject, reason))
+    print(decide(folder, OwnerVerdict(verdict), subject, reason))
     return 0
 
 

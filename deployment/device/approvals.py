@@ -14,7 +14,7 @@ from ...messages.wire import OWNERS_POLICY, WAITING
 from .device_ledger import DeviceLedger
 from .ledger_heads import LEDGERS
 from .owner_decisions import (
-    Decision,
+    OwnerDecision,
     Standing,
     is_paused,
     is_stopped,
@@ -86,7 +86,7 @@ class Approvals:
             self.ledger.record_decisions(decisions)
             self._recorded = len(decisions)
 
-    def _require(self, request: OwnerRequest, decisions: tuple[Decision, ...]) -> None:
+    def _require(self, request: OwnerRequest, decisions: tuple[OwnerDecision, ...]) -> None:
         standing = standing_of(request, decisions, self.policy, datetime.now(UTC))
         subject = f"{request.kind} {request.name}"
         match standing:
@@ -110,7 +110,7 @@ class Approvals:
             self._reported = reason
         raise NotTrained(code)
 
-    def _decisions(self) -> tuple[Decision, ...]:
+    def _decisions(self) -> tuple[OwnerDecision, ...]:
         """Return the owner's decisions; while they cannot be read, everything waits."""
         try:
             return read_decisions(self.state / LEDGERS)

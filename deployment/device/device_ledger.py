@@ -43,7 +43,7 @@ from ...privacy.ledger.ledger_state import (
 )
 from ...privacy.ledger.question_caps import QUESTION, LedgerQuestion, ledger_questions
 from .order_policy import Cost
-from .owner_decisions import Decision
+from .owner_decisions import OwnerDecision
 
 logger = logging.getLogger("fedveil.client")
 
@@ -170,7 +170,7 @@ class DeviceLedger:
         with self._open(self.path, self.budget) as ledger:
             ledger.act(ROSTER, (ROSTERS, version, digest), fields)
 
-    def record_decisions(self, decisions: Sequence[Decision]) -> None:
+    def record_decisions(self, decisions: Sequence[OwnerDecision]) -> None:
         """Record the owner's decisions that are not on the ledger yet, each as an act.
 
         Raises:

@@ -30,8 +30,8 @@ OWNER, OFFICER = ROLES = ("owner", "officer")
 TOLERANCE = 1e-9  # relative, between two computations of one noise
 
 
-class Verdict(StrEnum):
-    """Decision of an owner."""
+class OwnerVerdict(StrEnum):
+    """OwnerDecision of an owner."""
 
     APPROVED = "approved"
     REFUSED = "refused"
@@ -50,8 +50,8 @@ class Standing(StrEnum):
 
 
 @dataclass(frozen=True)
-class Decision:
-    """Decision with its reason.
+class OwnerDecision:
+    """OwnerDecision with its reason.
 
     Attributes:
       verdict: what was decided.
@@ -63,7 +63,7 @@ class Decision:
       at: time, UTC in ISO 8601.
     """
 
-    verdict: Verdict
+    verdict: OwnerVerdict
     kind: Annotated[str, OneOf((*KINDS, DEVICE))]
     name: str = ""
     digest: str = ""
@@ -84,11 +84,11 @@ class Decision:
         """Return whether it is on this request: an approval also holds for more noise, a refusal for less."""
         if (self.kind, self.name) != (request.kind, request.name):
             return False
-        if self.verdict is Verdict.STOPPED:
+        if self.verdict is OwnerVerdict.STOPPED:
             return True
-        if self.digest != request.digest or self.verdict not in (Verdict.APPROVED, Verdict.REFUSED):
+        if self.digest != request.digest or self.verdict not in (OwnerVerdict.APPROVED, OwnerVerdict.REFUSED):
             return False
-        if self.verdict is Verdict.APPROVED:
+        if self.verdict is OwnerVerdict.APPROVED:
             return request.noise >= self.noise * (1 - TOLERANCE)
         return request.noise <= self.noise * (1 + TOLERANCE)
 
@@ -103,10 +103,10 @@ class Decision:
 class StoredDecisions:
     """Content of the file `FILE`, oldest first."""
 
-    decisions: tuple[Decision, ...] = ()
+    decisions: tuple[OwnerDecision, ...] = ()
 
 
-def read_decisions(ledgers: Path) -> tuple[Decision, ...]:
+def read_decisions(ledgers: Path) -> tuple[OwnerDecision, ...]:
     """Return all decisions in a device's folder of ledgers, oldest first; none without a file.
 
     Raises:
@@ -122,7 +122,7 @@ def read_decisions(ledgers: Path) -> tuple[Decision, ...]:
         raise Refusal("decisions", str(path), remedy) from error
 
 
-def add_decision(ledgers: Path, decision: Decision) -> Decision:
+def add_decision(ledgers: Path, decision: OwnerDecision) -> OwnerDecision:
     """Add a decision to the file, where a running agent sees it; return it with its number, its author and its time.
 
     Raises:
@@ -141,7 +141,7 @@ def add_decision(ledgers: Path, decision: Decision) -> Decision:
 
 
 def standing_of(
-    request: OwnerRequest, decisions: Sequence[Decision], policy: OwnerPolicy, now: datetime
+    request: OwnerRequest, decisions: Sequence[OwnerDecision], policy: OwnerPolicy, now: datetime
 ) -> Standing:
     """Return what a device does with a request: the last decision on it counts, then the owner's policy.
 
@@ -153,7 +153,7 @@ def standing_of(
     """
     for decision in reversed(decisions):
         if decision.covers(request):
-            return Standing.APPROVED if decision.verdict is Verdict.APPROVED else Standing.REFUSED
+            return Standing.APPROVED if decision.verdict is OwnerVerdict.APPROVED else Standing.REFUSED
     if not needs_approval(request.kind, policy):
         return Standing.APPROVED
     age = now - datetime.fromisoformat(request.at)
@@ -166,13 +166,13 @@ def needs_approval(kind: str, policy: OwnerPolicy) -> bool:
     return demands.get(kind, policy.approve_rosters)
 
 
-def is_paused(decisions: Sequence[Decision]) -> bool:
+def is_paused(decisions: Sequence[OwnerDecision]) -> bool:
     """Return whether the owner has paused the device."""
     of_device = [each.verdict for each in decisions if each.kind == DEVICE]
-    return of_device[-1:] == [Verdict.PAUSED]
+    return of_device[-1:] == [OwnerVerdict.PAUSED]
 
 
-def is_stopped(name: str, decisions: Sequence[Decision]) -> bool:
+def is_stopped(name: str, decisions: Sequence[OwnerDecision]) -> bool:
     """Return whether the last decision on requests of a name stopped them."""
     of_name = [each.verdict for each in decisions if each.name == name]
-    return of_name[-1:] == [Verdict.STOPPED]
+    return of_name[-1:] == [OwnerVerdict.STOPPED]

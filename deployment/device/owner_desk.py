@@ -1,4 +1,4 @@
-"""Desk of a device's owner: what waits for a decision and what was decided, and the commands that decide.
+"""OwnerDesk of a device's owner: what waits for a decision and what was decided, and the commands that decide.
 
 Neither keys nor data are read here, so that the commands and the page work while the agent runs, and before a bundle can
 be used.
@@ -25,9 +25,9 @@ from .ledger_heads import LEDGERS
 from .owner_decisions import (
     DEVICE,
     ROLES,
-    Decision,
+    OwnerDecision,
+    OwnerVerdict,
     Standing,
-    Verdict,
     add_decision,
     is_paused,
     read_decisions,
@@ -43,7 +43,7 @@ SUBJECT = Form(".{1,200}", "give a name or an id, as fedveil client pending FOLD
 
 
 @dataclass(frozen=True)
-class Desk:
+class OwnerDesk:
     """Requests, decisions and policy of one device, as they are now.
 
     Attributes:
@@ -59,7 +59,7 @@ class Desk:
     device: DeviceFile
     policy: OwnerPolicy
     requests: tuple[tuple[OwnerRequest, Standing], ...]
-    decisions: tuple[Decision, ...]
+    decisions: tuple[OwnerDecision, ...]
     now: datetime
 
     @property
@@ -95,7 +95,7 @@ class Desk:
         return datetime.fromisoformat(request.at) + self.policy.patience
 
 
-def read_desk(folder: Path) -> Desk:
+def read_desk(folder: Path) -> OwnerDesk:
     """Return the desk of the device in a bundle.
 
     Raises:
@@ -108,10 +108,10 @@ def read_desk(folder: Path) -> Desk:
     rosters = [] if change is None else [roster_request(change)]
     requests = sorted([*read_requests(state), *rosters], key=lambda each: each.at, reverse=True)
     standings = tuple((each, standing_of(each, decisions, policy, now)) for each in requests)
-    return Desk(folder, device, policy, standings, decisions, now)
+    return OwnerDesk(folder, device, policy, standings, decisions, now)
 
 
-def decide(folder: Path, verdict: Verdict, subject: str, reason: str, role: str = ROLES[0]) -> str:
+def decide(folder: Path, verdict: OwnerVerdict, subject: str, reason: str, role: str = ROLES[0]) -> str:
     """Decide, and return a line that says so; the running agent follows the decision before it begins anything else.
 
     Args:
@@ -127,7 +127,7 @@ def decide(folder: Path, verdict: Verdict, subject: str, reason: str, role: str 
     REASON.check(str, "reason", reason)
     desk = read_desk(folder)
     draft = replace(_draft(desk, verdict, subject), reason=reason, role=role)
-    if draft.kind == ROSTER and verdict is Verdict.REFUSED:
+    if draft.kind == ROSTER and verdict is OwnerVerdict.REFUSED:
         roster_changes.withdraw(desk.state)
     decision = add_decision(desk.state / LEDGERS, draft)
     place = "on the ledger"
@@ -137,29 +137,29 @@ def decide(folder: Path, verdict: Verdict, subject: str, reason: str, role: str 
         if refusal.field != "ledger":
             raise
         place = "the running client writes it to its ledger before its next answer"
-    if draft.kind == ROSTER and verdict is Verdict.APPROVED:
+    if draft.kind == ROSTER and verdict is OwnerVerdict.APPROVED:
         version = int(draft.name.rpartition(" ")[2])
         roster_changes.approve(desk.state, roster_changes.waiting_for(desk.state, version))
     return f"{decision}; {place}"
 
 
-def _draft(desk: Desk, verdict: Verdict, subject: str) -> Decision:
+def _draft(desk: OwnerDesk, verdict: OwnerVerdict, subject: str) -> OwnerDecision:
     """Return a decision without its reason and author."""
-    if verdict in (Verdict.PAUSED, Verdict.RESUMED):
-        if desk.paused == (verdict is Verdict.PAUSED):
+    if verdict in (OwnerVerdict.PAUSED, OwnerVerdict.RESUMED):
+        if desk.paused == (verdict is OwnerVerdict.PAUSED):
             remedy = f"the device is {'paused already' if desk.paused else 'not paused'}"
             raise Refusal("device", desk.device.name, remedy)
-        return Decision(verdict, DEVICE, desk.device.name)
+        return OwnerDecision(verdict, DEVICE, desk.device.name)
     SUBJECT.check(str, "request", subject)
-    if verdict is Verdict.STOPPED:
+    if verdict is OwnerVerdict.STOPPED:
         same = [request for request, _ in desk.requests if subject in (request.name, request.id)]
         if not same or same[0].kind == ROSTER:
             raise Refusal(
                 "run", subject, "is no run or question of this device; see fedveil client pending FOLDER"
             )
-        return Decision(verdict, same[0].kind, same[0].name)
+        return OwnerDecision(verdict, same[0].kind, same[0].name)
     request = desk.request(subject)
-    return Decision(verdict, request.kind, request.name, request.digest, request.noise)
+    return OwnerDecision(verdict, request.kind, request.name, request.digest, request.noise)
 
 
 def show_pending(folder: Path, *, as_json: bool = False) -> int:
@@ -180,7 +180,7 @@ def summary(folder: Path) -> dict[str, object]:
     return {"paused": None, "waiting": None}
 
 
-def desk_in_json(desk: Desk) -> dict[str, object]:
+def desk_in_json(desk: OwnerDesk) -> dict[str, object]:
     """Return a desk as plain data."""
     requests = [
         {
@@ -199,7 +199,7 @@ def desk_in_json(desk: Desk) -> dict[str, object]:
     }
 
 
-def _lines(desk: Desk) -> Iterator[str]:
+def _lines(desk: OwnerDesk) -> Iterator[str]:
     """Yield the lines of a desk, for 80 columns."""
     pause = "paused; to go on: fedveil client resume FOLDER" if desk.paused else "not paused"
     yield f"{desk.device.name} of {desk.device.federation}: {pause}"

@@ -15,7 +15,7 @@ from fedveil.base.refusal import Refusal
 from fedveil.deployment.device import device_ledger, owner_desk, owner_requests
 from fedveil.deployment.device.commands import forget, status
 from fedveil.deployment.device.owner_decisions import FILE as DECISIONS
-from fedveil.deployment.device.owner_decisions import Verdict
+from fedveil.deployment.device.owner_decisions import OwnerVerdict
 from fedveil.deployment.device.owner_desk import decide, read_desk
 from fedveil.deployment.device.owner_policy import OwnerPolicy
 from fedveil.deployment.device.owner_requests import read_requests, request_name
@@ -88,7 +88,7 @@ def test_nothing_is_answered_before_its_owner_approves_it(folder: Path, kind: st
         assert code_of(device, message) == WAITING and not charges(device)
     (request,) = read_desk(folder).waiting
     assert (request.kind, request.name) == (kind, "spring" if kind == "run" else "labels")
-    decide(folder, Verdict.APPROVED, request.id, "vote 17")
+    decide(folder, OwnerVerdict.APPROVED, request.id, "vote 17")
     assert code_of(device, message) == 0 and charges(device) == 1
     assert not read_desk(folder).waiting
 
@@ -96,7 +96,7 @@ def test_nothing_is_answered_before_its_owner_approves_it(folder: Path, kind: st
 def test_an_approval_of_a_run_holds_for_its_rounds_and_resumptions(folder: Path) -> None:
     device = device_of(folder)
     code_of(device, in_the_clear())
-    decide(folder, Verdict.APPROVED, only_waiting(folder), "vote 17")
+    decide(folder, OwnerVerdict.APPROVED, only_waiting(folder), "vote 17")
     assert [code_of(device, in_the_clear(number=number)) for number in (1, 2)] == [0, 0]
     slower = replace(CENTRAL, training=replace(CENTRAL.training, learning_rate=0.01))
     assert code_of(device, in_the_clear(slower, 3)) == 0  # as an arm of tuning may
@@ -115,17 +115,17 @@ CHANGES = {
 def test_changed_run_needs_a_new_approval(folder: Path, change: str) -> None:
     device = device_of(folder)
     code_of(device, in_the_clear())
-    decide(folder, Verdict.APPROVED, only_waiting(folder), "vote 17")
+    decide(folder, OwnerVerdict.APPROVED, only_waiting(folder), "vote 17")
     changed = in_the_clear(replace(CENTRAL, **CHANGES[change]), 2)
     assert code_of(device, changed) == WAITING and not charges(device)
-    decide(folder, Verdict.APPROVED, only_waiting(folder), "vote 18")
+    decide(folder, OwnerVerdict.APPROVED, only_waiting(folder), "vote 18")
     assert code_of(device, changed) == 0
 
 
 def test_more_noise_needs_no_new_approval(folder: Path) -> None:
     device = device_of(folder)
     code_of(device, in_the_clear())
-    decide(folder, Verdict.APPROVED, only_waiting(folder), "vote 17")
+    decide(folder, OwnerVerdict.APPROVED, only_waiting(folder), "vote 17")
     noisier = replace(CENTRAL, client=ClientClaim(3.5, Adjacency.ZERO_OUT))
     assert code_of(device, in_the_clear(noisier, 2)) == 0
 
@@ -133,7 +133,7 @@ def test_more_noise_needs_no_new_approval(folder: Path) -> None:
 def test_another_question_under_an_approved_name_waits(folder: Path) -> None:
     device = device_of(folder)
     code_of(device, question())
-    decide(folder, Verdict.APPROVED, only_waiting(folder), "vote 17")
+    decide(folder, OwnerVerdict.APPROVED, only_waiting(folder), "vote 17")
     assert code_of(device, question(why="Who is ill?")) == WAITING and not charges(device)
 
 
@@ -143,19 +143,19 @@ def test_rounds_of_a_search_for_words_are_one_question() -> None:
     assert owner_requests._without_prefixes(first) == owner_requests._without_prefixes(first.following(["a"]))
 
 
-def test_what_the_policy_forbids_is_not_put_to_the_owner(folder: Path) -> None:
+def test_owner_does_not_see_what_the_policy_forbids(folder: Path) -> None:
     device = device_of(folder, runs=("autumn",))
     assert code_of(device, in_the_clear()) == OWNERS_POLICY
     assert not read_desk(folder).requests
 
 
-def test_refused_question_is_told_to_the_server_and_may_be_approved_later(folder: Path) -> None:
+def test_refused_question_may_be_approved_later(folder: Path) -> None:
     device = device_of(folder)
     code_of(device, question())
     refused = only_waiting(folder)
-    decide(folder, Verdict.REFUSED, refused, "no purpose given")
+    decide(folder, OwnerVerdict.REFUSED, refused, "no purpose given")
     assert code_of(device, question()) == OWNERS_POLICY and not charges(device)
-    decide(folder, Verdict.APPROVED, refused, "the purpose was given")
+    decide(folder, OwnerVerdict.APPROVED, refused, "the purpose was given")
     assert code_of(device, question()) == 0
     assert [act["verdict"] for act in acts(device)] == ["refused", "approved"]
 
@@ -175,7 +175,7 @@ def test_request_that_nobody_decided_in_time_counts_as_refused(folder: Path) -> 
     assert code_of(device_of(folder, approve_within="2d"), question()) == WAITING
     (pair,) = read_desk(folder).requests
     assert pair[1] == "expired"
-    decide(folder, Verdict.APPROVED, pair[0].id, "late, but yes")
+    decide(folder, OwnerVerdict.APPROVED, pair[0].id, "late, but yes")
     assert code_of(device, question()) == 0
 
 
@@ -185,11 +185,11 @@ def test_request_that_nobody_decided_in_time_counts_as_refused(folder: Path) -> 
 def test_pause_holds_all_that_is_new_until_its_end(made: Path) -> None:
     folder = made / "clients" / "c1"
     device = device_of(folder)
-    decide(folder, Verdict.PAUSED, "", "audit")
+    decide(folder, OwnerVerdict.PAUSED, "", "audit")
     assert code_of(device, in_the_clear()) == WAITING and not charges(device)
     with pytest.raises(Refusal, match="paused already"):
-        decide(folder, Verdict.PAUSED, "", "audit")
-    decide(folder, Verdict.RESUMED, "", "audit is over")
+        decide(folder, OwnerVerdict.PAUSED, "", "audit")
+    decide(folder, OwnerVerdict.RESUMED, "", "audit is over")
     assert code_of(device, in_the_clear()) == 0
 
 
@@ -197,7 +197,7 @@ def test_stop_ends_a_run_whatever_its_terms(made: Path) -> None:
     folder = made / "clients" / "c1"
     device = device_of(folder)
     assert code_of(device, in_the_clear()) == 0
-    decide(folder, Verdict.STOPPED, "spring", "consent withdrawn")
+    decide(folder, OwnerVerdict.STOPPED, "spring", "consent withdrawn")
     other = replace(CENTRAL, training=LocalTraining(0.1, 3, 10))
     assert [code_of(device, in_the_clear(each, 2)) for each in (CENTRAL, other)] == [OWNERS_POLICY] * 2
     assert charges(device) == 1
@@ -216,7 +216,7 @@ def test_everything_waits_while_decisions_cannot_be_read(made: Path, damage: byt
     (device.ledgers / DECISIONS).write_bytes(damage)
     assert code_of(device, in_the_clear(number=2)) == WAITING
     with pytest.raises(Refusal, match=r"decisions=.*everything waits"):
-        decide(folder, Verdict.PAUSED, "", "audit")
+        decide(folder, OwnerVerdict.PAUSED, "", "audit")
     assert status(folder, as_json=False) == 1
 
 
@@ -234,7 +234,7 @@ def test_old_requests_are_dropped_and_files_are_their_owners_alone(folder: Path)
         assert code_of(device, question(f"q{number}")) == WAITING
     requests = read_requests(device.bundle.state)
     assert len(requests) == owner_requests.MAX_REQUESTS and requests[-1].name == f"q{number}"
-    decide(folder, Verdict.REFUSED, requests[-1].id, "too many")
+    decide(folder, OwnerVerdict.REFUSED, requests[-1].id, "too many")
     for path in (device.bundle.state / owner_requests.FILE, device.ledgers / DECISIONS):
         assert path.stat().st_mode & 0o777 == 0o600
 
@@ -242,8 +242,8 @@ def test_old_requests_are_dropped_and_files_are_their_owners_alone(folder: Path)
 def test_decisions_are_acts_on_the_ledger_with_their_reasons(folder: Path) -> None:
     device = device_of(folder)
     code_of(device, in_the_clear())
-    decide(folder, Verdict.APPROVED, only_waiting(folder), "ethics vote 17")
-    decide(folder, Verdict.STOPPED, "spring", "consent withdrawn")
+    decide(folder, OwnerVerdict.APPROVED, only_waiting(folder), "ethics vote 17")
+    decide(folder, OwnerVerdict.STOPPED, "spring", "consent withdrawn")
     written = acts(device)
     assert [(act["verdict"], act["name"], act["reason"]) for act in written] == [
         ("approved", "spring", "ethics vote 17"),
@@ -253,7 +253,7 @@ def test_decisions_are_acts_on_the_ledger_with_their_reasons(folder: Path) -> No
     assert verify(device.ledger.path).ok
 
 
-def test_decision_made_while_the_ledger_is_in_use_is_written_by_the_device(
+def test_decision_under_a_locked_ledger_is_recorded_later(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = device_of(folder)
@@ -261,7 +261,7 @@ def test_decision_made_while_the_ledger_is_in_use_is_written_by_the_device(
     monkeypatch.setattr(device_ledger, "WAIT_SECONDS", 0.05)
     device.ledgers.mkdir(parents=True, exist_ok=True)
     with device.ledger._open(device.ledger.path, device.ledger.budget):
-        line = decide(folder, Verdict.APPROVED, only_waiting(folder), "vote 17")
+        line = decide(folder, OwnerVerdict.APPROVED, only_waiting(folder), "vote 17")
     assert "before its next answer" in line and not acts(device)
     assert code_of(device, in_the_clear()) == 0
     assert [act["reason"] for act in acts(device)] == ["vote 17"]
@@ -282,7 +282,7 @@ def test_masked_sum_goes_on_with_a_decision_that_comes_in_time(made: Path) -> No
         if reply.has_error() and reply.error.code == WAITING:
             (request,) = read_requests(devices[2].bundle.state)
             assert "masked" in request.terms["cohort"] and request.noise == 3.0
-            decide(clients / "c0", Verdict.APPROVED, request.id, "vote 17")
+            decide(clients / "c0", OwnerVerdict.APPROVED, request.id, "vote 17")
             reply = devices[2].answer(message)
         return reply
 
@@ -382,5 +382,5 @@ def replace_time(text: str) -> OwnerPolicy:
 def test_reason_is_one_line_of_text(folder: Path) -> None:
     for reason in ("", "a\nb", "x" * 501):
         with pytest.raises(Refusal, match="reason"):
-            decide(folder, Verdict.PAUSED, "", reason)
+            decide(folder, OwnerVerdict.PAUSED, "", reason)
     assert not owner_desk.read_desk(folder).decisions
