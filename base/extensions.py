@@ -55,7 +55,7 @@ TABLE = {
     ("table source", ".zip"): "tables.packed:open_zip",
     ("table source", ".xlsx"): "tables.spreadsheet:open_xlsx",
     ("cells", "since"): "tables.durations:durations",  # tasks/table_files.py
-    ("rows", "query"): "tables.queries:query_results",  # tasks/tables.py
+    ("rows", "query"): "tables.queries:query_results",  # tasks/table_files.py
     ("query", "scaling"): "questions.scaling:SCALING_QUERY",  # run/queries.py
     ("query", "evaluation"): "questions.evaluation:EVALUATIONS",
     ("query", "layers"): "personal.layers_query:LAYERS",

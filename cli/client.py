@@ -15,6 +15,7 @@ import typer
 
 from ..base.refusal import Refusal, refusing
 from .grammar import GROUP, Bundle, Json, Reason, allow_local_modules, argument, flag, option, verb
+from .table_source import Encoding, Query, tables_at
 
 if TYPE_CHECKING:
     from ..deployment.device.authority import TrustedAuthority
@@ -353,11 +354,13 @@ def witness(
 @verb(group, "explain", "Explain one prediction.", needs="client")
 def explain(
     folder: Bundle,
-    data: Annotated[Path, argument("DATA", "A table or a .npy file of inputs, of the owner.")],
+    data: Annotated[str, argument("DATA", "A table, a .npy file of inputs or a database, of the owner.")],
     row: Annotated[int, option("N", "Row to explain, counted from 1.")] = 1,
     explain: Annotated[
         str, option("METHOD", "Method of attribution: integrated_gradients.", "--method")
     ] = "integrated_gradients",
+    query: Query = None,
+    encoding: Encoding = None,
     as_json: Json = False,
 ) -> int:
     """Show, on the device, what each column adds to one prediction of its model. Nothing is sent or charged.
@@ -368,9 +371,7 @@ def explain(
     from .predict import explanation
 
     allow_local_modules()
-    if not data.exists():
-        raise Refusal("DATA", str(data), "does not exist; name a table or a .npy file")
-    columns = explanation(folder, data, (), explain)
+    columns = explanation(folder, tables_at(data, query, encoding), (), explain)
     count = len(columns["score"])
     if not 1 <= row <= count:
         raise Refusal("--row", row, f"{data} has rows 1 to {count}")

@@ -6,13 +6,17 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from ..base.refusal import Refusal, refusing
 from .grammar import app, argument, option, verb
+from .table_source import Encoding, Query, sources_at
+
+if TYPE_CHECKING:
+    from ..tasks.table_files import RowSource
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCHEMA, PROJECT = "schema.yaml", "project.yaml"
@@ -40,25 +44,32 @@ COMMANDS = {"csv": SIMULATE, "torch": SIMULATE, "sklearn": SIMULATE, "flower": "
 def new(
     folder: Annotated[Path, argument("FOLDER", "Folder to create.")],
     data: Annotated[
-        list[Path] | None, argument("DATA", "Your tables, with --from csv: a folder, or files of one folder.")
+        list[str] | None,
+        argument("DATA", "Your tables, with --from csv: a folder, files of one folder, or a database."),
     ] = None,
     source: Annotated[str, option("KIND", "", "--from", words=("csv", "torch", "sklearn", "flower"))] = "csv",
     label: Annotated[
         str | None, option("COLUMN", "Column of your tables to predict; the last by default.")
     ] = None,
+    query: Query = None,
+    encoding: Encoding = None,
 ) -> int:
     """Create a small project that runs and has a passing test. With your tables, draft their schema.
 
     Example:
       fedveil new shops --from csv
       fedveil new draft --from csv hospitals --label diagnosis
+      fedveil new draft --from csv ward.duckdb --query "SELECT * FROM stays"
     """
     if source not in COMMANDS:
         raise Refusal("--from", source, f"choose one of {', '.join(COMMANDS)}")
     if (data or label) and source != "csv":
         remedy = f"are tables, for --from csv; {source} takes none"
-        raise Refusal("DATA", str(data[0]) if data else label, remedy)
-    draft, doubts = _draft(data, label) if data else ("", [])
+        raise Refusal("DATA", data[0] if data else label, remedy)
+    if (query or encoding) and not data:
+        raise Refusal("DATA", None, "name the tables that --query or --encoding is about")
+    keys = _keys_of(data, query, encoding) if data else {}
+    draft, doubts = _draft(data, label, sources_at(data, query, encoding)) if data else ("", [])
     with refusing("folder", folder, "cannot be made"):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise Refusal("folder", str(folder), "is not empty; name a new folder")
@@ -66,7 +77,7 @@ def new(
         shutil.copytree(TEMPLATES / source, folder, dirs_exist_ok=True, ignore=ignored)
         _name_data(folder)
         if data:
-            _write_project(folder, data, draft)
+            _write_project(folder, keys, draft)
         elif source == "csv":
             _write_tables(folder)
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
@@ -93,18 +104,20 @@ def _name_data(folder: Path) -> None:
         project.write_text(text, encoding="utf-8")
 
 
-def _draft(data: Sequence[Path], label: str | None) -> tuple[str, list[str]]:
+def _draft(data: Sequence[str], label: str | None, sources: Sequence[RowSource]) -> tuple[str, list[str]]:
     """Return a first schema of tables, with comments on what to check, and a sentence on each doubtful column.
 
     If the label is doubtful, its line is a comment: no run shall train on several spellings as several classes.
+
+    Args:
+      data: names of the tables.
+      label: column to predict; None for the last.
+      sources: the tables.
     """
-    from ..tasks.table_draft import draft_schema
+    from ..tasks.table_draft import draft_of
     from ..tasks.table_schema import column_line
 
-    if len({each.parent.resolve() for each in data}) > 1:
-        remedy = "are in several folders; put them into one"
-        raise Refusal("DATA", ", ".join(map(str, data)), remedy)
-    schema, omissions, doubtful_columns = draft_schema(data, label)
+    schema, omissions, doubtful_columns = draft_of(sources, label)
     text, doubts = schema.text(), list[str]()
     for name, doubt in doubtful_columns.items():
         line, sentence = column_line(doubt.column), f"{name} {doubt.fault} ({doubt})."
@@ -120,18 +133,38 @@ def _draft(data: Sequence[Path], label: str | None) -> tuple[str, list[str]]:
             lines.append(line)
         text = text.replace(line, "\n".join(lines))
         doubts.append(sentence)
-    lines = [DRAFT_HEAD.format(", ".join(map(str, data))), text]
+    lines = [DRAFT_HEAD.format(", ".join(data)), text]
     lines += [f"# left out: {name} ({reason})\n" for name, reason in omissions.items()]
     return "".join(lines), doubts
 
 
-def _write_project(folder: Path, data: Sequence[Path], draft: str) -> None:
-    """Change the template's project to the user's tables, which stay where they are, and their schema; remove its test."""
+def _keys_of(data: Sequence[str], query: str | None, encoding: str | None) -> dict[str, str]:
+    """Return the keys of the task that say where tables are; refuse those that no one key can name."""
+    paths = [Path(each) for each in data]
+    if query is not None:
+        if len(data) > 1:
+            remedy = "are several databases; put them into one folder, and name that"
+            raise Refusal("DATA", ", ".join(data), remedy)
+        return {"query": query, "database": data[0] if "://" in data[0] else str(paths[0].resolve())}
+    if len({each.parent.resolve() for each in paths}) > 1:
+        raise Refusal("DATA", ", ".join(data), "are in several folders; put them into one")
+    keys = {"folder": str((paths[0] if len(paths) == 1 else paths[0].parent).resolve())}
+    return keys if encoding is None else {**keys, "encoding": encoding}
+
+
+def _write_project(folder: Path, keys: Mapping[str, str], draft: str) -> None:
+    """Change the template's project to the user's tables, which stay where they are, and their schema; remove its test.
+
+    Args:
+      folder: of the project.
+      keys: of the task, that say where the tables are.
+      draft: the schema.
+    """
     (folder / SCHEMA).write_text(draft, encoding="utf-8")
     (folder / "test_project.py").unlink()
-    where = (data[0] if len(data) == 1 else data[0].parent).resolve()
+    lines = "".join(f"  {key}: {json.dumps(value)}\n" for key, value in keys.items())
     project = folder / PROJECT
-    text = project.read_text(encoding="utf-8").replace("folder: data", f"folder: {json.dumps(str(where))}")
+    text = re.sub("  folder: data.*\n", lambda _: lines, project.read_text(encoding="utf-8"))
     text = re.sub("  held_out_file: .*\n", "", text)
     text = re.sub("simulated: true.*", "simulated: false  # true if the tables are public or made up", text)
     project.write_text(text, encoding="utf-8")

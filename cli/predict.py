@@ -14,6 +14,7 @@ from ..base.extras import require_extra
 from ..base.refusal import Refusal
 from ..run.files import RESULT
 from .grammar import MovedBase, allow_local_modules, app, argument, flag, option, task_keys, verb
+from .table_source import Encoding, Query, tables_at
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,7 +26,7 @@ def predict(
     run: Annotated[
         Path, argument("RUN", "Folder of an ended run, an export or a client's bundle.", file_okay=False)
     ],
-    data: Annotated[Path, argument("DATA", "A table, texts, a folder of them, or a .npy file.")],
+    data: Annotated[str, argument("DATA", "A table, texts, a folder of them, a .npy file, or a database.")],
     out: Annotated[Path | None, option("FILE", "CSV file to write; printed by default.")] = None,
     allow_module: Annotated[list[str] | None, option("MODULE", "Module of the run's own task.")] = None,
     explain: Annotated[
@@ -34,6 +35,8 @@ def predict(
     interval: Annotated[
         float | None, option("LEVEL", "Add estimates with intervals of this level, noise included: 0.95.")
     ] = None,
+    query: Query = None,
+    encoding: Encoding = None,
     base: MovedBase = "",
     shared: Annotated[
         bool, flag("--shared", "Of a client: the run's final model instead of its own one.")
@@ -47,24 +50,22 @@ def predict(
       fedveil predict runs/first patients.csv --out predictions.csv
       fedveil predict runs/first patients.csv --explain integrated_gradients
       fedveil predict runs/first patients.csv --interval 0.95
+      fedveil predict runs/first ward.duckdb --query "SELECT * FROM stays"
       fedveil predict runs/letters new_letters.jsonl
     """
     from ..tasks.exported import read_export
 
     allow_local_modules()
-    if not data.exists():
-        raise Refusal(
-            "DATA", str(data), "does not exist; name a table, texts, a folder of them or a .npy file"
-        )
+    rows = tables_at(data, query, encoding)
     exported, modules = read_export(run), tuple(allow_module or ())
     if explain is not None:
-        columns = explanation(run, data, modules, explain, shared=shared)
+        columns = explanation(run, rows, modules, explain, shared=shared)
     elif exported:
-        columns = exported.predict(data)
+        columns = exported.predict(rows)
     else:
-        columns = _predict_of_run(run, data, modules, task_keys(base), shared)
+        columns = _predict_of_run(run, rows, modules, task_keys(base), shared)
     if interval is not None:
-        columns = columns | intervals(run, data, modules, interval)
+        columns = columns | intervals(run, rows, modules, interval)
     write(columns, out)
     if out:
         print(f"{out}: {len(next(iter(columns.values())))} predictions ({', '.join(columns)})")
@@ -84,7 +85,7 @@ def _mean_contributions(columns: Mapping[str, NDArray[Any]]) -> str:
 
 
 def _predict_of_run(
-    run: Path, data: Path, allow_modules: tuple[str, ...], keys: Mapping[str, str], shared: bool
+    run: Path, data: object, allow_modules: tuple[str, ...], keys: Mapping[str, str], shared: bool
 ) -> dict[str, NDArray[Any]]:
     """Return the predictions of a run's or a device's model, by column name, shape (n,) each; arguments as of `load_model`."""
     require_extra("client", "fedveil predict of a run")
@@ -95,7 +96,7 @@ def _predict_of_run(
 
 
 def explanation(
-    run: Path, data: Path, allow_modules: tuple[str, ...], method: str, *, shared: bool = False
+    run: Path, data: object, allow_modules: tuple[str, ...], method: str, *, shared: bool = False
 ) -> dict[str, NDArray[Any]]:
     """Return predictions by column name, shape (n,) each, then score, at_baseline and the contribution of each input.
 
@@ -127,7 +128,9 @@ def explanation(
     return outputs | explained(model, inputs, schema, loaded.classifies)
 
 
-def intervals(run: Path, data: Path, allow_modules: tuple[str, ...], level: float) -> dict[str, NDArray[Any]]:
+def intervals(
+    run: Path, data: object, allow_modules: tuple[str, ...], level: float
+) -> dict[str, NDArray[Any]]:
     """Return estimates of a run's predictions with intervals that include its noise, by column name, shape (n,) each.
 
     Args:

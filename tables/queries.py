@@ -62,7 +62,7 @@ def query_results(query: str | None, database: str | None) -> list[QueryResult]:
     """
     require_extra("databases", "task.query")
     if query is None or not ONE_SELECT.fullmatch(query):
-        raise Refusal("task.query", query, "write one SELECT, such as task.query='SELECT * FROM patients'")
+        raise Refusal("task.query", query, "write one SELECT, such as SELECT * FROM patients")
     if not database:
         raise Refusal("task.database", database, "name the file, the folder or the URL that task.query reads")
     path = Path(database)

@@ -54,7 +54,7 @@ def open_xlsx(file: Path, _encoding: str | None) -> OpenTable:
     def read(positions: Sequence[int]) -> Iterator[Sequence[Any]]:
         pa = import_module("pyarrow")
         cells = islice(enumerate(sheet.iter_rows()), first + 1, None)
-        for rows in iter(lambda: list(islice(cells, BLOCK_ROWS)), []):
+        while rows := list(islice(cells, BLOCK_ROWS)):
             texts = [[errors.get((n, left + at)) or text_of(row[at]) for n, row in rows] for at in positions]
             yield [pa.array(column, pa.string()) for column in texts]
 

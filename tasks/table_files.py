@@ -182,6 +182,11 @@ def _is_table(path: Path) -> bool:
     return is_table
 
 
+def query_results(query: str | None, database: str | None) -> list[RowSource]:
+    """Return the result of a SELECT on a database or a URL, or on each database of a folder, by name."""
+    return extension("rows", "query", "task.query", query)(query, database)
+
+
 def source_of(path: Path | RowSource) -> RowSource:
     """Return a source; a path is one of files."""
     return Files(path) if isinstance(path, Path) else path
@@ -612,7 +617,7 @@ def open_table(
         fault = str(error).splitlines()[0].removeprefix("CSV parse error: ")
         if "UTF8" in fault or isinstance(error, UnicodeDecodeError):
             name = getattr(error, "encoding", "utf-8").upper()
-            fault = f"it is not {name}; save it as UTF-8, or name its encoding: task.encoding=cp1252"
+            fault = f"it is not {name}; save it as UTF-8, or name its encoding: task.encoding=cp1252 or --encoding cp1252"
         raise Refusal("table", str(file), fault[:200]) from None
     if before != after:
         raise Refusal("table", str(file), "changed while it was read; repeat when no process writes to it")

@@ -34,6 +34,7 @@ from .table_files import (
     Files,
     RowSource,
     clients_of,
+    query_results,
     read_columns,
     read_groups,
     read_persons,
@@ -382,8 +383,7 @@ class TableKeys:
         """Return the results of the query; refuse further tables."""
         if (other := self.folder or self.data) is not None:
             raise Refusal("task.query", self.query, f"gives the rows, and so does {other}; leave one out")
-        results = extension("rows", "query", "task.query", self.query)
-        return results(self.query, self.database)
+        return query_results(self.query, self.database)
 
     def files(self, path: str | Path) -> RowSource:
         """Return the tables at a path."""
