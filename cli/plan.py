@@ -17,7 +17,7 @@ from rich.table import Table
 from ..base.bounded_decoding import json_number
 from ..base.refusal import Refusal
 from ..configs.compose import Job
-from ..configs.privacy_settings import NoPrivacy, PrivacyLevel
+from ..configs.privacy_settings import NoPrivacy, PrivacyLevel, record_level
 from ..configs.schema import SimulationSettings
 from ..configs.settings import settings_from_overrides
 from ..configs.task_settings import AUTO, CsvTask, CustomTask, FolderTask
@@ -77,8 +77,10 @@ def show_plan(settings: SimulationSettings, *, as_json: bool = False, plot: Path
             console.print(f"Model: {choice.model}, since {choice.reason}.")
         chosen = federation.settings  # with the rate and the strategy that suit the tables
         rate, strategy = chosen.local_training.learning_rate, chosen.strategy.target or chosen.strategy.name
-        batch_size = chosen.training.batch_size
-        console.print(f"Training: learning_rate {rate:g}, batch_size {batch_size}, {strategy}.")
+        parts = [f"learning_rate {rate:g}", f"batch_size {chosen.training.batch_size}", str(strategy)]
+        if level := record_level(chosen.privacy):
+            parts.insert(1, f"max_grad_norm {level.clip:g}")
+        console.print(f"Training: {', '.join(parts)}.")
         for column in tables_of(federation.task).schema.constrained:
             console.print(f"Released model: {column.name} {column.constraint}, at no epsilon.")
     return 0

@@ -15,6 +15,7 @@ from .values import Adjacent, FixedOrAdaptive, GradNorm, Positive, Records, Shar
 if TYPE_CHECKING:
     from .schema import FederationSettings
 
+USUAL_CLIP = 0.5  # of the steps on the records of all clients; found on the shipped task digits
 MAX_METRICS_SHARE = 0.9  # with an adaptive clip, whose bit takes at most a tenth
 
 
@@ -148,6 +149,11 @@ class Record(RecordLevel):
     max_grad_norm: GradNorm = 1.0
     """L2 norm of one example's gradient."""
 
+    @property
+    def clip(self) -> float:
+        """L2 norm to which a gradient is clipped."""
+        return self.max_grad_norm
+
 
 class RecordDistributed(RecordLevel):
     """Hides one example of one client from everyone else, by noise that all clients share.
@@ -157,7 +163,7 @@ class RecordDistributed(RecordLevel):
 
     Example:
         >>> import fedveil as fv
-        >>> fv.RecordDistributed(target_epsilon=1.0, sample_rate=0.2).max_grad_norm
+        >>> fv.RecordDistributed(target_epsilon=1.0, sample_rate=0.2).clip
         0.5
     """
 
@@ -165,8 +171,8 @@ class RecordDistributed(RecordLevel):
     target_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Probability that a record takes part in a step, by a secret coin at its client."""
-    max_grad_norm: GradNorm = 0.5
-    """L2 norm of one example's gradient."""
+    max_grad_norm: GradNorm | None = None
+    """L2 norm of one example's gradient. Null: 0.5, and of tables whose learning_rate is null at least 1, by their size."""
     records: Records | None = None
     """Records of all clients, a public number that divides the sum; null: counted by a simulation."""
     most_records: Records | None = None
@@ -176,6 +182,11 @@ class RecordDistributed(RecordLevel):
     clipping: ClassVar[Literal["fixed"]] = "fixed"
     noise_schedule: ClassVar[Literal["fixed"]] = "fixed"
     metrics_share: ClassVar[float] = 0.0
+
+    @property
+    def clip(self) -> float:
+        """L2 norm to which a gradient is clipped."""
+        return self.max_grad_norm or USUAL_CLIP
 
     @property
     def unit(self) -> Unit:
@@ -256,6 +267,12 @@ def sum_level(privacy: PrivacySettings) -> SumLevel | None:
     """Return the level whose noise is added to the cohort's sum; None if there is none, as in mode record."""
     level = privacy.client if isinstance(privacy, RecordAndClient) else privacy
     return level if isinstance(level, SumLevel) else None
+
+
+def record_level(privacy: PrivacySettings) -> Record | RecordDistributed | None:
+    """Return the level that hides records, alone or with clients; None if there is none."""
+    level = privacy.record if isinstance(privacy, RecordAndClient) else privacy
+    return level if isinstance(level, Record | RecordDistributed) else None
 
 
 class NoSecagg(Group):

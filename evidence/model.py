@@ -36,7 +36,8 @@ def model_of(run: RunFiles) -> dict[str, Any]:
         "label": label,
         "classes": classes or None,
         "intended": run.assessment.answers.get(INTENDED),
-        "max_grad_norm": run.setting("privacy", "max_grad_norm")
+        "max_grad_norm": run.result.get("max_grad_norm")
+        or run.setting("privacy", "max_grad_norm")  # of a run that has not ended, or of an earlier release
         or run.setting("privacy", "record", "max_grad_norm"),
         "confusion": _confusion(run, classes),
     }

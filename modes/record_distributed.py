@@ -65,7 +65,7 @@ class RecordDistributedMode(SumMode):
     @property
     def unit_norm(self) -> float:
         """Length of a step on one record."""
-        return self.step.max_grad_norm * self.parts.settings.training.learning_rate
+        return self.step.clip * self.parts.settings.training.learning_rate
 
     @property
     def tuned_norm(self) -> float | None:
@@ -182,7 +182,7 @@ class RecordDistributedMode(SumMode):
         return RecordTerms(
             target_epsilon=budget.target_epsilon,
             target_delta=budget.target_delta,
-            max_grad_norm=step.max_grad_norm,
+            max_grad_norm=step.clip,
             adjacency=step.adjacency,
             gradients=step.gradients,
             per_person=step.per_person,

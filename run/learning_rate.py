@@ -1,9 +1,11 @@
-"""Learning rate and strategy of a task that states a bound on the curvature of its loss, from public numbers alone.
+"""Learning rate, clip and strategy of a task that states a bound on the curvature of its loss, from public numbers alone.
 
 Plain descent converges below 2 / L, and with momentum b at the server below 2 (1 + b) / L (Polyak 1964); half of that is
 taken. Noise needs less: R rounds whose noise follows from a target (epsilon, delta) on N records leave a walk of about
 rate R k C sqrt(p) / N in p directions, where k = sqrt(2 ln(1.25 / delta)) / epsilon and C is the clip (Dong et al. 2022
-for many rounds). That walk is kept to the size of the model, which is of the order of 1 / curvature.
+for many rounds). That walk is kept to the size of the model, which is of the order of 1 / curvature. A clip cuts gradients of
+rows that are far from their answer, a bias that remains however many records there are: so the clip grows up to where its noise
+would hold the rate back.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from ..configs.privacy_settings import (
     Record,
     RecordAndClient,
     RecordDistributed,
+    record_level,
     sum_level,
 )
 from ..configs.schema import SimulationSettings
@@ -31,11 +34,12 @@ TRAIN_LOSS = "train/train_loss"
 WHOLE = 100_000  # a batch of at least this many rows is all that a client of tables has
 RISE = 0.1  # share of the lowest loss; a converged run with noise stays within it
 MEMORIES = 10  # spans of momentum in a run: with fewer it ends while it swings, worse than it began
+SMALLEST_CLIP = 1.0  # of tables: docs/evidence/accuracy.md, "Real tables beside other libraries"
 CLIPPED_FACTOR = 4.0  # clipped steps are short where the loss is steep: docs/evidence/accuracy.md, "Tables"
 
 
 def suited(settings: SimulationSettings, task: Task, num_clients: int) -> SimulationSettings:
-    """Return the settings with the learning rate and the strategy that follow from the task, where they are left to it.
+    """Return the settings with the rate, the clip of records and the strategy that follow from the task, where left to it.
 
     Args:
       settings: validated.
@@ -45,7 +49,6 @@ def suited(settings: SimulationSettings, task: Task, num_clients: int) -> Simula
     Raises:
       Refusal: the rate is left to a task that states no bound.
     """
-    training = settings.training
     if isinstance(settings.strategy, AutoStrategy):
         together = _steps_of_a_round(settings) is not None
         suits = FedAvgM(server_momentum=_momentum(settings.num_rounds)) if together else FedAvg()
@@ -61,10 +64,28 @@ def suited(settings: SimulationSettings, task: Task, num_clients: int) -> Simula
     limit = (1 - momentum if steps is None else (1 + momentum) / steps) / length
     if _is_clipped(settings, task):
         limit *= CLIPPED_FACTOR
-    rate = min(limit, (1 - momentum) * _within_noise(settings, task, num_clients)) / curvature
-    rate = float(f"{rate:.3g}")
-    values = {"training": replace(training, learning_rate=rate), "rate_of_task": False}
+    within_noise = (1 - momentum) * _within_noise(settings, task, num_clients)
+    settings = _with_clip(settings, within_noise / limit, math.sqrt(length))
+    if level := record_level(settings.privacy):
+        limit = min(limit, within_noise / level.clip)
+    rate = float(f"{limit / curvature:.3g}")
+    values = {"training": replace(settings.training, learning_rate=rate), "rate_of_task": False}
     return settings.model_copy(update=values)
+
+
+def _with_clip(settings: SimulationSettings, largest: float, whole: float) -> SimulationSettings:
+    """Return the settings with the norm of a record's gradient, where it is left to the task and the noise is public.
+
+    Args:
+      settings: validated.
+      largest: clip up to which its noise does not hold the rate back; a larger one costs more than the bias it avoids.
+      whole: length of the gradient of a row that is missed by 1; hardly any is longer.
+    """
+    level = settings.privacy
+    if not isinstance(level, RecordDistributed) or level.max_grad_norm is not None or math.isinf(largest):
+        return settings
+    clip = float(f"{min(max(SMALLEST_CLIP, largest), whole):.3g}")
+    return settings.model_copy(update={"privacy": level.model_copy(update={"max_grad_norm": clip})})
 
 
 def _momentum(num_rounds: int) -> float:
@@ -88,15 +109,14 @@ def _is_clipped(settings: SimulationSettings, task: Task) -> bool:
 
 
 def _within_noise(settings: SimulationSettings, task: Task, num_clients: int) -> float:
-    """Return the rate, times the curvature, at which the noise of all rounds moves a model by its own size.
+    """Return the rate, times the curvature and the clip, at which the noise of all rounds moves a model by its own size.
 
     Infinite where records are not protected by noise of a target, or nobody may count them.
     """
     from ..tasks.arrays import dimension_of  # torch
 
-    privacy = settings.privacy
-    level = privacy.record if isinstance(privacy, RecordAndClient) else privacy
-    if not isinstance(level, Record | RecordDistributed) or level.target_epsilon is None:
+    level = record_level(settings.privacy)
+    if level is None or level.target_epsilon is None:
         return math.inf
     if isinstance(level, Record):  # the noise of one batch, averaged over the clients
         records = settings.training.batch_size * math.sqrt(num_clients)
@@ -104,9 +124,9 @@ def _within_noise(settings: SimulationSettings, task: Task, num_clients: int) ->
         records = float(level.records or sum(size_of(task, each) for each in range(task.num_clients)))
     if not records:  # of real clients, which count their own
         return math.inf
-    noise = math.sqrt(2 * math.log(1.25 / level.target_delta)) / level.target_epsilon * level.max_grad_norm
+    noise = math.sqrt(2 * math.log(1.25 / level.target_delta)) / level.target_epsilon
     directions = getattr(task, "directions", None) or dimension_of(task)
-    return records / (settings.num_rounds * noise * math.sqrt(directions))  # N / (R k C sqrt(p))
+    return records / (settings.num_rounds * noise * math.sqrt(directions))  # N / (R k sqrt(p))
 
 
 def rise_of(rows: Sequence[Mapping[str, Any]], settings: SimulationSettings) -> str | None:
@@ -130,7 +150,7 @@ def rise_of(rows: Sequence[Mapping[str, Any]], settings: SimulationSettings) -> 
     rate = settings.local_training.learning_rate
     remedy, level = f"a learning_rate below {rate:g}", settings.privacy
     if isinstance(level, Record | RecordDistributed):  # of directions alone a model learns to be too sure
-        remedy = f"a privacy.max_grad_norm above {level.max_grad_norm:g}"
+        remedy = f"a privacy.max_grad_norm above {level.clip:g}"
     elif isinstance(sum_level(level), ClientLevel):  # the noise is that of the clip, whatever the rate
         remedy = "a smaller clipping_norm or more clients"
     finding = f"the loss was at least a tenth above its lowest in {above} of {len(losses)} rounds"

@@ -14,6 +14,7 @@ import numpy as np
 from ..base.durable_files import replace_file
 from ..base.refusal import disk_remedy
 from ..base.tensor_file import safetensors_parts
+from ..configs.privacy_settings import record_level
 from ..configs.round_line import OF_THE_ROUND
 from ..configs.settings import publishable_keys
 from ..configs.task_settings import CustomTask
@@ -169,6 +170,7 @@ def _configured(federation: Federation) -> dict[str, Any]:
         "cohort": s.cohort.name,
         "strategy": s.strategy.target or s.strategy.name,
         "learning_rate": s.local_training.learning_rate,
+        **({"max_grad_norm": level.clip} if (level := record_level(s.privacy)) else {}),
         "partition": s.partition.name,
         "budget_runs": s.budget.runs,
     }

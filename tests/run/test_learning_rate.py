@@ -10,6 +10,7 @@ from shared.runs import run_quietly
 
 from fedveil.base.refusal import Refusal
 from fedveil.cli.plan import show_plan
+from fedveil.configs.privacy_settings import RecordDistributed
 from fedveil.configs.schema import SimulationSettings
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.run.build import build
@@ -185,3 +186,24 @@ def test_training_loss_counts_only_in_the_clear() -> None:
 def test_rising_loss_under_clipped_records_names_the_clip_as_remedy(mode: str, norm: float) -> None:
     rows, run = [{"loss": each} for each in (1.0, 2.0, 3.0)], settings_from_overrides([f"privacy={mode}"])
     assert f"try a privacy.max_grad_norm above {norm:g}, or fewer rounds" in str(rise_of(rows, run))
+
+
+@pytest.mark.parametrize(
+    ("keys", "clip"),
+    [
+        (("privacy.target_epsilon=1",), 1.0),
+        (("privacy.target_epsilon=3", "privacy.records=100000"), 2.45),  # the length of a row: sqrt(6)
+        (("privacy.target_epsilon=1", "privacy.records=30000"), 1.6),
+        (("privacy.max_grad_norm=0.25",), 0.25),
+        (("learning_rate=0.1", "privacy.records=100000"), 0.5),
+        (("privacy.noise_multiplier=1", "privacy.target_epsilon=null"), 0.5),
+    ],
+    ids=["few", "many", "between", "own", "own-rate", "own-noise"],
+)
+def test_clip_of_a_table_grows_with_records_and_epsilon(
+    number: Path, keys: tuple[str, ...], clip: float
+) -> None:
+    federation = build(settings(number, "privacy=record_distributed", *keys))
+    level = federation.settings.privacy
+    assert isinstance(level, RecordDistributed) and level.clip == pytest.approx(clip, abs=0.01)
+    assert federation.mode.record_order().max_grad_norm == level.clip
