@@ -132,6 +132,8 @@ class CsvTask(TableTask, FolderTask):
     """Bins of a number without edges in the schema, with model=gam."""
     smoothing: Annotated[float, Field(ge=0, le=4)] = 0.5
     """Length over which neighbouring bins share their inputs, as a share of half the range, with model=gam; 0: separate bins."""
+    pairs: Annotated[tuple[Annotated[tuple[Text, Text], Field(strict=False)], ...], Field(strict=False)] = ()
+    """Pairs of columns that act together, with model=gam, beside those of the schema: [[age,sex]]."""
     scaling: Text | None = None
     """asked: the run asks for mean and deviation of each number and scales inputs by them; or the JSON of such a question. Null:
     inputs are scaled by the bounds in the schema."""

@@ -28,7 +28,7 @@ from .flwr_partition import FLWR, flwr_shares
 from .group_weights import weighted_schema
 from .partition import Partition
 from .scaling import ASKED, FIELD, Moments, standardised, with_moments
-from .table_basis import SMOOTHING, effective
+from .table_basis import SMOOTHING, effective, read_pairs
 from .table_draft import DRAFT_COMMAND, draft_of
 from .table_files import (
     Files,
@@ -326,6 +326,7 @@ class TableKeys:
       bins: number of bins of a number without edges, for gam; at least 2.
       smoothing: length over which neighbouring bins of a gam share their inputs, as a share of half the range, where the
         schema has none; 0 if they are separate.
+      pairs: names of both columns of pairs that act together, for gam, beside those of the schema.
       group_weights: file of weights in the loss by group and class, or of an answer that they follow from; None for those
         of the schema.
       scaling: file of an answer with the mean and variance of each number, by which numbers are scaled; None for the
@@ -355,6 +356,7 @@ class TableKeys:
     groups: Sequence[str] | str = ()
     bins: int = 16
     smoothing: float = SMOOTHING
+    pairs: Sequence[Sequence[str]] = ()
     group_weights: str | None = None
     scaling: str | None = None
     num_clients: int | None = None
@@ -399,12 +401,15 @@ class TableKeys:
     def agreed(self, sources: Sequence[RowSource]) -> Schema:
         """Return the schema that all clients share, with the model's bins, scaling and weights, and without persons."""
         schema = _without(self.person, _schema(self, sources), self.simulated)
+        if self.pairs:
+            pairs = [*map(list, (*schema.pair_names, *self.pairs))]
+            schema = replace(schema, pair_names=read_pairs("task.pairs", pairs, schema.spelling))
         if self.model == "gam":
             if self.scaling is not None:
                 raise Refusal(FIELD, self.scaling, "scales numbers, and a gam uses their bins; leave it out")
             schema = schema.binned(self.bins, self.smoothing)
         elif schema.pair_names:
-            remedy = "are of an additive model; set task.model=gam, or remove pairs from the schema"
+            remedy = "are of an additive model; set task.model=gam, or remove the pairs"
             raise Refusal("task.model", self.model, f"{schema.pairs[0].name} and other pairs {remedy}")
         schema = with_moments(standardised(schema, self.scaling), self.moments or {})
         return weighted_schema(schema, self.group_weights)

@@ -82,6 +82,14 @@ def test_pairs_that_are_no_pairs_are_refused(pairs: object, sentence: str, tmp_p
         read_schema(schema_file(tmp_path, pairs=pairs))
 
 
+def test_a_run_adds_pairs_to_those_of_the_schema(tmp_path: Path) -> None:
+    columns = {**COLUMNS, "dose": {"low": 0, "high": 1}}
+    task = load(schema=str(schema_file(tmp_path, columns=columns)), model="gam", pairs=[["dose", "AGE"]])
+    assert task.schema.pair_names == (("age", "kind"), ("dose", "age"))
+    with pytest.raises(Refusal, match=r"task\.pairs='kind x age': occurs twice"):
+        load(schema=str(schema_file(tmp_path)), model="gam", pairs=[["kind", "age"]])
+
+
 def test_a_stored_schema_keeps_its_pairs_and_smoothing(tmp_path: Path) -> None:
     task = load(schema=str(schema_file(tmp_path)), model="gam", smoothing=0.3)
     (tmp_path / "stored.yaml").write_text(task.schema.text())
