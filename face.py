@@ -405,6 +405,7 @@ def ask(
     from .configs.question_file import COSTS, InquiryOptions, read_question_file
     from .privacy.statistics.inquiry import read_inquiry
     from .questions.ask import PRIVACY_OF_QUESTIONS, with_unit
+    from .questions.pair_columns import schema_path, with_columns
     from .questions.question_plan import Spend
     from .questions.simulated import ask_here
     from .run.build import build
@@ -415,6 +416,7 @@ def ask(
     inquiry_options = {each.name: keys.pop(each.name, None) for each in fields(InquiryOptions)}
     plain = InquiryOptions(**inquiry_options).over(plain)
     plain = with_unit(plain, _option(task), _option(privacy))
+    plain = with_columns(plain, schema_path(task if isinstance(task, Mapping) else {}))
     cost = {key: plain.pop(key, None) for key in COSTS}
     model_run = model_run_of(plain)
     inquiry = read_inquiry(plain)

@@ -18,7 +18,8 @@ WIDTH = 80
 DEFAULT_FOLDER = Path("questions")
 DEFAULT_COHORT = "cohort=all"
 # Kinds of questions, for help and completion.
-COMMON = ("count", "mean", "variance", "histogram", "quantiles")
+COMMON = ("count", "mean", "variance", "histogram", "quantiles", "pairs")
+WITHOUT_COLUMN = ("count", "pairs")  # pairs are about the label of a schema
 
 
 @verb(app, "ask", "Ask the clients under a privacy budget.")
@@ -50,6 +51,7 @@ def ask(
     from ..privacy.ledger.ledger import BudgetExhausted
     from ..privacy.statistics.inquiry import KINDS, read_inquiry
     from ..questions.ask import PRIVACY_OF_QUESTIONS, with_unit
+    from ..questions.pair_columns import schema_path, with_columns
     from ..questions.question_plan import Spend
     from ..questions.simulated import ask_here
     from ..run.build import build
@@ -63,6 +65,8 @@ def ask(
     options = options_in(question)
     keys = _of_kind(what, columns, options) if what in KINDS else _of_file(Path(what), columns, options)
     keys = with_unit(inquiry.over(keys), values.get("task"), values.get("privacy"))
+    tables = {key: values.get(f"task.{key}") for key in ("schema", "folder")}
+    keys = with_columns(keys, schema_path({**tables, "folder": server or tables["folder"]}))
     cost = {key: keys.pop(key, None) for key in COSTS}
     model_run = model_run_of(keys)
     request = read_inquiry(keys)
@@ -103,14 +107,14 @@ def _of_file(path: Path, columns: Sequence[str], options: Mapping[str, Any]) -> 
 
 
 def _of_kind(kind: str, columns: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of a file with one question of this kind. `columns` must have one column, or none if it is count."""
+    """Return the keys of a file with one question of this kind. `columns` must have one column, or none if it needs none."""
     fields = dict(options)
     if "categories" in options:
         fields["categories"] = str(options["categories"]).split(",")
     if "edges" in options:
         remedy = "give numbers separated by commas"
         fields["edges"] = [read(float, "edges", each, remedy) for each in str(options["edges"]).split(",")]
-    if len(columns) != (kind != "count"):
+    if not (kind not in WITHOUT_COLUMN) <= len(columns) <= (kind != "count"):
         text = "name one column; write questions about several into a file"
         raise Refusal("COLUMN", " ".join(columns), text)
     column = {"of": columns[0]} if columns else {}

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import combinations
 from typing import Any, cast
 
 import numpy as np
@@ -40,6 +41,7 @@ from .kinds import (
     require_cells,
     row_count,
 )
+from .pairs import Amount, Event, Levels, PairStrengths
 from .prefixes import Prefixes
 from .survival import CENSORED_SHARES, Survival
 
@@ -413,6 +415,46 @@ def _discrimination(group: Mapping[str, Any]) -> Discrimination:
     return Discrimination(_bins(keys), _bins(keys, "score"), real("threshold", keys.get("threshold", 0.5)))
 
 
+PAIR_KEYS = ("of", "categories", "low", "high", "columns", "pairs")
+
+
+def _pairs(group: Mapping[str, Any]) -> PairStrengths:
+    """Return how strongly pairs of columns, by default all, act together on a label: two categories, or a number."""
+    name = _name("of", group.get("of"))
+    words = group.get("categories")
+    label = Amount(_numbers(group)) if words is None else Event(_levels(name, words))
+    definitions = group.get("columns")
+    if not isinstance(definitions, dict):
+        remedy = (
+            "give each column its edges or categories, as in {age: [20, 40, 60, 80], sex: [male, female]}"
+        )
+        raise Refusal("columns", definitions, f"{remedy}, or name a schema by task.schema")
+    columns = tuple(
+        _levels(_name("columns", each), levels) for each, levels in cast(dict[Any, Any], definitions).items()
+    )
+    by_name = {each.name: number for number, each in enumerate(columns)}
+    names = _listed("pairs", group.get("pairs")) or [list(each) for each in combinations(by_name, 2)]
+    pairs: list[tuple[int, int]] = []
+    for each in names:
+        numbers = sorted(by_name.get(str(name), -1) for name in _listed("pairs", each))
+        if len(set(numbers)) != 2 or numbers[0] < 0 or (numbers[0], numbers[1]) in pairs:
+            raise Refusal("pairs", each, "give pairs of two of the columns, each once, as in [[age, sex]]")
+        pairs.append((numbers[0], numbers[1]))
+    if not pairs:
+        raise Refusal("columns", list(by_name), "give at least two")
+    return PairStrengths(label, columns, tuple(pairs))
+
+
+def _levels(name: str, plain: object) -> Levels:
+    """Return a column in levels: between edges if they are numbers, else words, of which a list is one level."""
+    values = _listed(name, plain)
+    if all(isinstance(each, int | float) and not isinstance(each, bool) for each in values):
+        return Levels(Bins(name, edges=tuple(values)))
+    groups = [cast(list[Any], each) if isinstance(each, list) else [each] for each in values]
+    words = tuple(str(word) for each in groups for word in each)
+    return Levels(Bins(name, words=words), tuple(number for number, each in enumerate(groups) for _ in each))
+
+
 # Kinds that no sum of the clients' rows answers, each with what to ask instead.
 NO_SUMS = {
     "cox": "Cox's likelihood compares each event with the rows at risk of all clients, which is no sum over clients: ask "
@@ -436,6 +478,7 @@ KINDS: dict[str, tuple[tuple[str, ...], Make]] = {
     "fairness": (FAIRNESS_KEYS, _fairness),
     "survival": (SURVIVAL_KEYS, _survival),
     "discrimination": (DISCRIMINATION_KEYS, _discrimination),
+    "pairs": (PAIR_KEYS, _pairs),
 }
 
 

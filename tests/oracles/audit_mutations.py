@@ -133,6 +133,7 @@ BEYOND: dict[str, str] = {
         (
             "intervals of a survival curve leave out the noise",
             "a log-rank test takes noise for a difference",
+            "noise ranks pairs",
         ),
         "of figures of an answer, which has all of its noise",
     ),
@@ -293,6 +294,7 @@ BEYOND: dict[str, str] = {
     "the ledger does not say what a vector holds": TRAIL,
     "the parts of a record's questions are each as long as its norm": ASKED,
     "a client adds half of the noise on its own answer": ASKED,
+    "a row adds to more tables of pairs than its norm says": ASKED,
     "a device answers of its records uncharged": ASKED,
     "a device charges a person for one row of a question": ASKED,
     "what noise alone may have made is followed": ASKED,
