@@ -41,6 +41,7 @@ TABLE = {
     ("group of text", "adapter"): "text.settings:AdapterSettings",  # configs/compose.py
     ("tables", "row_weights"): "tables.row_weights",  # tasks/tables.py, tasks/table_schema.py
     ("tables", "constraints"): "tables.constraints",  # tasks/tables.py
+    ("tables", "draft"): "tables.draft:draft_of",  # tasks/tables.py, cli/new.py
     ("device data", "csv"): "tasks.tables:SHARED",  # deployment/device/client_bundle.py
     ("device data", "text"): "text.files:SHARED",
     ("export of text", "peft"): "text.exports:write_peft",  # export/export.py

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from ..tasks.table_draft import draft_schema
+from ..tables.draft import draft_schema
 from ..tasks.table_files import read_rows
 from ..tasks.table_schema import Column, Schema, read_schema
 

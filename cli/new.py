@@ -114,9 +114,10 @@ def _draft(data: Sequence[str], label: str | None, sources: Sequence[RowSource])
       label: column to predict; None for the last.
       sources: the tables.
     """
-    from ..tasks.table_draft import draft_of
+    from ..base.extensions import extension
     from ..tasks.table_schema import column_line
 
+    draft_of = extension("tables", "draft", "DATA", ", ".join(data))
     schema, omissions, doubtful_columns = draft_of(sources, label)
     text, doubts = schema.text(), list[str]()
     for name, doubt in doubtful_columns.items():

@@ -29,7 +29,6 @@ from .group_weights import weighted_schema
 from .partition import Partition
 from .scaling import ASKED, FIELD, Moments, standardised, with_moments
 from .table_basis import SMOOTHING, effective, read_pairs
-from .table_draft import DRAFT_COMMAND, draft_of
 from .table_files import (
     Files,
     RowSource,
@@ -45,6 +44,7 @@ from .table_schema import Schema, model_of_stored, plain, read_schema
 
 MODELS = ("linear", "mlp", "gam")
 SHARED = ("schema", SCHEMA)  # key of what all devices' tasks share, and its default in a bundle
+DRAFT_COMMAND = "fedveil new draft --from csv {} writes a first draft"
 SPLIT_KEY = 920  # of the hash that holds rows out; public, and the same everywhere
 
 
@@ -470,7 +470,7 @@ def _schema(keys: TableKeys, sources: Sequence[RowSource]) -> Schema:
         raise Refusal(FIELD, ASKED, f"{remedy}; write one: {command}")
     if keys.label is None:
         raise Refusal("task.label", None, "name the column to predict")
-    draft = draft_of(sources, keys.label)
+    draft = extension("tables", "draft", "task.schema", keys.schema)(sources, keys.label)
     label = draft.schema.label
     if (other := draft.other_words.get(label)) is not None and other.doubtful:
         remedy = f"has other words in other tables ({other}); say which are the same: {command}"

@@ -17,7 +17,7 @@ from fedveil.cli.compare import compare, draw, format_table, over_seeds, read_ro
 from fedveil.cli.predict import write
 from fedveil.configs.preflight import preflight
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.tasks.table_draft import draft_schema
+from fedveil.tables.draft import draft_schema
 
 SMALL = (
     "task=digits",

@@ -10,7 +10,7 @@ import torch
 from shared.tables import NORTH, SCHEMA, refusal_of
 
 from fedveil.tables import spreadsheet
-from fedveil.tasks.table_draft import draft_schema
+from fedveil.tables.draft import draft_schema
 from fedveil.tasks.tables import load
 
 ROWS = [

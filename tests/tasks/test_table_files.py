@@ -12,7 +12,7 @@ import pytest
 import torch
 from shared.tables import NORTH, SCHEMA, refusal_of
 
-from fedveil.tasks.table_draft import draft_schema
+from fedveil.tables.draft import draft_schema
 from fedveil.tasks.table_files import Cells, open_table, read_rows
 from fedveil.tasks.table_schema import read_schema
 from fedveil.tasks.tables import load

@@ -9,7 +9,7 @@ import pytest
 from shared.tables import refusal_of
 
 from fedveil.base.refusal import Refusal
-from fedveil.tasks.table_draft import draft_schema
+from fedveil.tables.draft import draft_schema
 from fedveil.tasks.table_schema import Since
 from fedveil.tasks.tables import load
 

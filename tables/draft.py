@@ -17,10 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base.refusal import Refusal
-from .table_files import CODE, DECIMAL_COMMA, Cells, Files, RowSource, clients_of, listed
-from .table_schema import MISSING, UNITS, Column, Schema, Since, plain, with_label
+from ..tasks.table_files import CODE, DECIMAL_COMMA, Cells, Files, RowSource, clients_of, listed
+from ..tasks.table_schema import MISSING, UNITS, Column, Schema, Since, plain, with_label
 
-DRAFT_COMMAND = "fedveil new draft --from csv {} writes a first draft"
 # Numbers as people write them, such as 1.133,5 and 10 %, and dates: as categories each would be an input of its own.
 WRITTEN = re.compile(r"-?\d[\d.,' ]*%?|\d{4}-\d\d-\d\d.*|\d\d?[./]\d\d?[./]\d{2,4}.*")
 DATE_FORMS = {  # of dates, by the words that have it
