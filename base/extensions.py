@@ -22,7 +22,7 @@ TABLE = {
     ("settings", "server"): "deployment.settings:ServerSettings",  # configs/reference.py
     ("task settings", "shipped"): "tasks.shipped.settings:TASKS",  # configs/schema.py
     ("task settings", "text"): "text.settings:TASKS",
-    ("label", "count"): "tables.counts:count",  # tasks/table_schema.py
+    ("label", "count"): "tables.counts:count",  # tables/label_keys.py
     ("label", "ordinal"): "tables.grades:ordinal",
     ("label", "survival"): "tables.survival:survival",
     ("label", "several"): "tables.several:several",
@@ -41,6 +41,7 @@ TABLE = {
     ("group of text", "adapter"): "text.settings:AdapterSettings",  # configs/compose.py
     ("tables", "row_weights"): "tables.row_weights",  # tasks/tables.py, tasks/table_schema.py
     ("tables", "constraints"): "tables.constraints",  # tasks/tables.py
+    ("tables", "label_of_kind"): "tables.label_keys:label_of_kind",  # tasks/table_schema.py
     ("tables", "draft"): "tables.draft:draft_of",  # tasks/tables.py, cli/new.py
     ("device data", "csv"): "tasks.tables:SHARED",  # deployment/device/client_bundle.py
     ("device data", "text"): "text.files:SHARED",

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from ..base.refusal import Refusal
 from ..tasks.labels import PREDICTED, LabelCells, LabelColumn, LinearScores
-from ..tasks.table_schema import DeclaredLabel
-from .label_keys import LabelKeys
+from .label_keys import DeclaredLabel, LabelKeys
 from .survival_metrics import concordance
 
 if TYPE_CHECKING:  # a program without torch predicts with an exported model

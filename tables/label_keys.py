@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from ..base.extensions import extension, names
 from ..base.refusal import Refusal, real
 from ..configs.strict import nearest
-from ..tasks.table_schema import Column, DeclaredLabel, plain
+from ..tasks.labels import Label
+from ..tasks.table_schema import Column, plain
+
+REFUSED_KINDS = {
+    "cox": "its partial likelihood compares records, so no record's part is bounded; use kind: survival, whose loss sums each "
+    "record's own hazards"
+}
+
+
+@dataclass(frozen=True)
+class DeclaredLabel:
+    """Label as a schema declares it by its kind.
+
+    Attributes:
+      field: what a refusal names: the file, and its key.
+      values: texts, lists and mappings by key, without `kind`.
+      columns: all columns of the schema.
+    """
+
+    field: str
+    values: Mapping[str, Any]
+    columns: tuple[Column, ...]
 
 
 @dataclass(frozen=True)
@@ -61,3 +84,24 @@ class LabelKeys:
             return real(field, float(value) if isinstance(value, str) else value)
         except ValueError:
             raise Refusal(field, value, "must be a number") from None
+
+
+def label_of_kind(field: str, declared: Mapping[Any, Any], columns: tuple[Column, ...]) -> Label:
+    """Return the label that a schema declares by its kind.
+
+    Args:
+      field: what a refusal names: the file, and its key.
+      declared: value of the file's `label`, a mapping with `kind`.
+      columns: all columns of the schema.
+
+    Raises:
+      Refusal: there is no such kind, or its keys are wrong.
+    """
+    keys: dict[str, Any] = {str(key): value for key, value in declared.items()}
+    kind = keys.pop("kind", None)
+    if kind in REFUSED_KINDS:
+        raise Refusal(field, kind, REFUSED_KINDS[str(kind)])
+    if kind not in (kinds := names("label")):
+        remedy = f"kind must be one of {', '.join(kinds)}; of one column of categories or numbers, give its name alone"
+        raise Refusal(field, kind, remedy)
+    return extension("label", str(kind), field, kind)(DeclaredLabel(field, keys, columns))

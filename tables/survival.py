@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from ..base.refusal import Refusal
 from ..tasks.labels import PREDICTED, SCORE, LabelCells, LabelColumn, LinearScores
-from ..tasks.table_schema import Column, DeclaredLabel
-from .label_keys import LabelKeys
+from ..tasks.table_schema import Column
+from .label_keys import DeclaredLabel, LabelKeys
 from .survival_metrics import concordance, integrated_brier
 
 if TYPE_CHECKING:  # a program without torch predicts with an exported model

@@ -18,7 +18,7 @@ import yaml
 from numpy.typing import NDArray
 from yaml.constructor import BaseConstructor
 
-from ..base.extensions import extension, names
+from ..base.extensions import extension
 from ..base.refusal import Refusal, real
 from ..configs.strict import nearest
 from ..configs.yaml_guard import Limits, composed
@@ -50,10 +50,6 @@ OWN_INPUT = (
     "category",
     "indicator",
 )  # values of `missing` for `Column.missing_input`: of words or bins, of a number
-REFUSED_KINDS = {
-    "cox": "its partial likelihood compares records, so no record's part is bounded; use kind: survival, whose loss sums each "
-    "record's own hazards"
-}
 UNITS = {"hours": 3600.0, "days": 86_400.0, "years": 365.25 * 86_400}  # in seconds
 ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d")
 LIMITS = Limits(1 << 26, 1 << 22)  # of a schema's file: of 2^17 columns, each with some 30 values
@@ -188,21 +184,6 @@ class GroupWeights:
     def unknown(self) -> tuple[float, ...]:
         """Weight of each class in an unknown group: the mean over the groups."""
         return tuple(sum(weights) / len(weights) for weights in zip(*self.weights, strict=True))
-
-
-@dataclass(frozen=True)
-class DeclaredLabel:
-    """Label as a schema declares it by its kind.
-
-    Attributes:
-      field: what a refusal names: the file, and its key.
-      values: texts, lists and mappings by key, without `kind`.
-      columns: all columns of the schema.
-    """
-
-    field: str
-    values: Mapping[str, Any]
-    columns: tuple[Column, ...]
 
 
 @dataclass(frozen=True)
@@ -418,14 +399,8 @@ def _labelled(schema: Schema, label: str | None, declared: object, where: str) -
     """
     if not isinstance(declared, dict):
         return with_label(schema, label or declared, where)
-    keys: dict[str, Any] = {str(key): value for key, value in declared.items()}  # pyright: ignore
-    field, kind = f"{where}: label", keys.pop("kind", None)
-    if kind in REFUSED_KINDS:
-        raise Refusal(field, kind, REFUSED_KINDS[str(kind)])
-    if kind not in (kinds := names("label")):
-        remedy = f"kind must be one of {', '.join(kinds)}; of one column of categories or numbers, give its name alone"
-        raise Refusal(field, kind, remedy)
-    outcome: Label = extension("label", str(kind), field, kind)(DeclaredLabel(field, keys, schema.columns))
+    field, kind = f"{where}: label", declared.get("kind")
+    outcome: Label = extension("tables", "label_of_kind", field, kind)(field, declared, schema.columns)
     first = outcome.columns[0].name
     if label is not None and plain(label) != plain(first):
         raise Refusal("task.label", label, f"{where} declares a label of kind {kind}; leave this out")

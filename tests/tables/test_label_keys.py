@@ -3,8 +3,8 @@
 import pytest
 
 from fedveil.base.refusal import Refusal
-from fedveil.tables.label_keys import LabelKeys
-from fedveil.tasks.table_schema import Column, DeclaredLabel
+from fedveil.tables.label_keys import DeclaredLabel, LabelKeys
+from fedveil.tasks.table_schema import Column
 
 COLUMNS = (Column("First Visit"), Column("grade"))
 
