@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from ..base.refusal import Refusal
 from ..tasks.table_files import CODE, DECIMAL_COMMA, Cells, Files, RowSource, clients_of, listed
-from ..tasks.table_schema import MISSING, UNITS, Column, Schema, Since, plain, with_label
+from ..tasks.table_schema import MISSING, Column, Schema, plain, with_label
+from .durations import UNITS, Since
 
 # Numbers as people write them, such as 1.133,5 and 10 %, and dates: as categories each would be an input of its own.
 WRITTEN = re.compile(r"-?\d[\d.,' ]*%?|\d{4}-\d\d-\d\d.*|\d\d?[./]\d\d?[./]\d{2,4}.*")

@@ -3,18 +3,69 @@
 from __future__ import annotations
 
 import math
-from datetime import datetime
+import re
+from dataclasses import dataclass
+from datetime import date, datetime
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..base.refusal import Refusal
 from ..tasks.table_files import Cells
-from ..tasks.table_schema import UNITS
 
+UNITS = {"hours": 3600.0, "days": 86_400.0, "years": 365.25 * 86_400}  # in seconds
+ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d")
 MICROSECOND = 1e-6  # in seconds
 EPOCH = datetime(1970, 1, 1)
+
+
+@dataclass(frozen=True)
+class Since:
+    """Instant from which the dates of a column count, so that they become numbers.
+
+    Attributes:
+      start: a date by ISO 8601, or the name of a column of dates in the same row.
+      unit: days, hours or years of 365.25 days.
+      form: of the dates, as of `datetime.strptime`; empty for ISO 8601.
+    """
+
+    start: str
+    unit: str = "days"
+    form: str = ""
+
+    @property
+    def column(self) -> str:
+        """The name of the column from whose dates this one counts; empty if it counts from one date."""
+        return "" if ISO_DATE.fullmatch(self.start) else self.start
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """The keys by which a schema declares it."""
+        form = {"format": self.form} if self.form else {}
+        return {"since": self.start, "unit": self.unit, **form}
+
+
+def since_of(where: str, values: dict[str, Any]) -> Since:
+    """Return the instant from which a definition's dates count; refuse a definition without `since`, or with a mistake."""
+    if "since" not in values:
+        key = next(each for each in ("unit", "format") if each in values)
+        raise Refusal(where, key, "belongs to dates; add since: a date such as 2020-01-01, or a column")
+    start, unit, form = (values.get(key, "") for key in ("since", "unit", "format"))
+    if not isinstance(start, str) or not start.strip() or not isinstance(form, str):
+        raise Refusal(
+            where, start, "since must be a date such as 2020-01-01, or the name of a column of dates"
+        )
+    if unit not in UNITS:
+        raise Refusal(where, unit or None, f"unit must be one of {', '.join(UNITS)}")
+    since = Since(start, unit, form)
+    if not since.column:
+        try:
+            date.fromisoformat(start)
+        except ValueError as error:
+            raise Refusal(where, start, f"since is no date ({error})") from None
+    return since
 
 
 def durations(cells: Cells) -> NDArray[np.float64]:
@@ -23,8 +74,7 @@ def durations(cells: Cells) -> NDArray[np.float64]:
     Raises:
       Refusal: a cell is no date of the column's form.
     """
-    since = cells.column.since
-    assert since is not None
+    since: Since = cells.column.since
     seconds = _seconds(cells, since.form)
     for origin in cells.origin:
         return (seconds - _seconds(origin, since.form)) / UNITS[since.unit]

@@ -8,7 +8,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from .table_basis import Pair, basis, read_pairs
 # Spellings of an unknown value, unless the schema declares others.
 MISSING = ("", "?", "na", "n/a", "nan", "null", "none")
 KEYS = ("label", "missing", "columns", "smoothing", "pairs", "groups", "group_weights", "weight")
+DATES = ("since", "unit", "format")  # keys of a column of dates
 COLUMN_KEYS = (
     "low",
     "high",
@@ -40,9 +40,7 @@ COLUMN_KEYS = (
     "weights",
     "monotone",
     "bound",
-    "since",
-    "unit",
-    "format",
+    *DATES,
 )
 DIRECTIONS = ("up", "down")  # values of `monotone`
 MISSING_KEYS = ("words", "value")
@@ -50,33 +48,11 @@ OWN_INPUT = (
     "category",
     "indicator",
 )  # values of `missing` for `Column.missing_input`: of words or bins, of a number
-UNITS = {"hours": 3600.0, "days": 86_400.0, "years": 365.25 * 86_400}  # in seconds
-ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d")
 LIMITS = Limits(1 << 26, 1 << 22)  # of a schema's file: of 2^17 columns, each with some 30 values
 LONGEST = 4.0  # length of smoothing: beyond it only a line remains
 WHOLE = re.compile(r"^(-?\d+)\.0+$")
 # A word that a schema's file holds without quotes; `_word` quotes others.
 PLAIN = re.compile(r"[^\W\d][\w ./()-]*[\w.)]|[^\W\d]")
-
-
-@dataclass(frozen=True)
-class Since:
-    """Instant from which the dates of a column count, so that they become numbers.
-
-    Attributes:
-      start: a date by ISO 8601, or the name of a column of dates in the same row.
-      unit: days, hours or years of 365.25 days.
-      form: of the dates, as of `datetime.strptime`; empty for ISO 8601.
-    """
-
-    start: str
-    unit: str = "days"
-    form: str = ""
-
-    @property
-    def column(self) -> str:
-        """The name of the column from whose dates this one counts; empty if it counts from one date."""
-        return "" if ISO_DATE.fullmatch(self.start) else self.start
 
 
 @dataclass(frozen=True)
@@ -94,7 +70,8 @@ class Column:
       weights: weight in the loss of an example of each category of a label, the largest 1; empty if all are 1.
       edges: edges between the bins of a number, ascending; each bin is an input. Empty if the number itself is the input.
       standard: mean and standard deviation that scale a clipped number, in place of its bounds.
-      since: instant from which the column's dates count, in its unit; None for a column of numbers or words.
+      since: instant from which the column's dates count, in its unit, a `tables.durations.Since`; None for a column of
+        numbers or words.
       missing_input: whether a missing value is an input of its own, the column's last, 1 if it is missing and 0 otherwise.
       monotone: `up` or `down`, the direction in which the released model's score changes with a number; empty for any.
       bound: largest size of what the column adds to the released model's score, above 0, in the score's unit.
@@ -111,7 +88,7 @@ class Column:
     edges: tuple[float, ...] = ()
     standard: tuple[float, float] | None = None
     missing_input: bool = False
-    since: Since | None = None
+    since: Any = None
     monotone: str = ""
     bound: float = math.inf
 
@@ -549,7 +526,7 @@ def _column(where: str, name: str, definition: object) -> Column:
 
 def _categorical(where: str, column: Column, values: dict[str, Any]) -> Column:
     """Return the column with the keys of its definition that belong to categories; refuse those of numbers."""
-    for key in ("low", "high", "mean", "deviation", "edges", "monotone", "since", "unit", "format"):
+    for key in ("low", "high", "mean", "deviation", "edges", "monotone", *DATES):
         if key in values:
             raise Refusal(where, values[key], f"{key} belongs to a number; remove it here")
     if column.missing is not None:
@@ -580,28 +557,11 @@ def _numeric(where: str, column: Column, values: dict[str, Any]) -> Column:
     return replace(column, low=low, high=high, edges=edges, standard=standard, monotone=monotone)
 
 
-def _since(where: str, values: dict[str, Any]) -> Since | None:
+def _since(where: str, values: dict[str, Any]) -> Any:
     """Return the instant from which a definition's dates count; None if it has none."""
-    if "since" not in values:
-        if keys := [key for key in ("unit", "format") if key in values]:
-            raise Refusal(
-                where, keys[0], "belongs to dates; add since: a date such as 2020-01-01, or a column"
-            )
+    if not any(key in values for key in DATES):
         return None
-    start, unit, form = (values.get(key, "") for key in ("since", "unit", "format"))
-    if not isinstance(start, str) or not start.strip() or not isinstance(form, str):
-        raise Refusal(
-            where, start, "since must be a date such as 2020-01-01, or the name of a column of dates"
-        )
-    if unit not in UNITS:
-        raise Refusal(where, unit or None, f"unit must be one of {', '.join(UNITS)}")
-    since = Since(start, unit, form)
-    if not since.column:
-        try:
-            date.fromisoformat(start)
-        except ValueError as error:
-            raise Refusal(where, start, f"since is no date ({error})") from None
-    return since
+    return extension("tables", "since_of", where, "since")(where, values)
 
 
 def _standard(where: str, values: dict[str, Any], low: float, high: float) -> tuple[float, float] | None:
@@ -727,9 +687,7 @@ def _parts(column: Column) -> Iterator[str]:
     else:
         yield f"low: {_digits(column.low)}, high: {_digits(column.high)}"
     if column.since:
-        yield f"since: {_word(column.since.start)}, unit: {column.since.unit}"
-        if column.since.form:
-            yield f"format: {_word(column.since.form)}"
+        yield from (f"{key}: {_word(value)}" for key, value in column.since.keys.items())
     if column.standard:
         yield f"mean: {_digits(column.standard[0])}, deviation: {_digits(column.standard[1])}"
     if column.edges:

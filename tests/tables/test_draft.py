@@ -10,7 +10,7 @@ from shared.tables import refusal_of
 
 from fedveil.base.refusal import Refusal
 from fedveil.tables.draft import draft_schema
-from fedveil.tasks.table_schema import Since
+from fedveil.tables.durations import Since
 from fedveil.tasks.tables import load
 
 
