@@ -95,6 +95,8 @@ def _released(run: Run, state: State, task: Tables) -> Fit:
     if fit is None:
         raise NoInterval("there is no law of intervals for this kind of label; predict a number or a class")
     steps, examples = steps_of(run, state), task.held_out()
+    if task.schema.weight is not None:
+        raise NoInterval("the weights of public rows are unknown; train without weight")
     if task.weights:
         raise NoInterval("weights of classes move the scores; train without them")
     if task.schema.constrained:

@@ -198,7 +198,10 @@ class Schema:
     @cached_property
     def outcome(self) -> Label:
         """The label: what the model predicts, and how it is trained and measured."""
-        return self.kind or (Classes if self.target.categories else Number)(self.target)
+        label = self.kind or (Classes if self.target.categories else Number)(self.target)
+        if self.weight is None:
+            return label
+        return extension("tables", "row_weights", "weight", self.weight.name).label_of_rows(label)
 
     @cached_property
     def label_columns(self) -> tuple[Column, ...]:

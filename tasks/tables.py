@@ -144,7 +144,9 @@ class Tables:
         )  # not every device has double precision
 
     def labels(self, targets: Tensor) -> Tensor:
-        """Return the classes of targets that may encode a group as well, shape (n,); other targets unchanged."""
+        """Return targets that may encode a group or a weight as well as those of the label alone, shape (n, ...)."""
+        if self.schema.weight is not None:
+            return row_weights().labels(self, targets)
         return targets % self.classes if self.classes else targets
 
     def client_data(self, client: int) -> Examples:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from sklearn.linear_model import LinearRegression
 from torch.nn.functional import cross_entropy
 
 import fedveil as fv
@@ -50,6 +51,122 @@ def test_loss_of_a_row_is_weighed_by_its_share_of_the_largest(tmp_path: Path) ->
     assert max(task.weights) == 1.0 and data.groups is None
     assert task.schema.width == 1 and task.squared_length == 2
     assert task.metrics(outputs, classes) == task.metrics(outputs, data.targets)  # unweighted
+
+
+# Labels without classes: the schema's label, the columns of the label, and a row's cells of it by its input.
+KINDS = {
+    "number": ("y", "  y: {low: -4, high: 4}\n", "y", lambda x, u: f"{np.clip(2 * x + u - 0.5, -4, 4):.3f}"),
+    "count": (
+        "{kind: count, column: y, mean: 2}",
+        "  y: {low: 0, high: 20}\n",
+        "y",
+        lambda x, u: f"{min(int(-np.log(u) * np.exp(0.5 + x)), 20)}",
+    ),
+    "ordinal": (
+        "{kind: ordinal, column: y}",
+        "  y: {categories: [a, b, c], weights: {a: 1, b: 2, c: 2}}\n",
+        "y",
+        lambda x, u: "abc"[int(np.clip(1.5 + x + 2 * (u - 0.5), 0, 2.99))],
+    ),
+    "survival": (
+        "{kind: survival, time: t, event: y, bins: 4}",
+        "  t: {low: 0, high: 8}\n  y: {categories: ['no', 'yes']}\n",
+        "t,y",
+        lambda x, u: f"{min(-np.log(u) * 3 * np.exp(x), 8):.2f},{'yes' if u > 0.3 else 'no'}",
+    ),
+    "several": (
+        "{kind: several, columns: [y, z]}",
+        "  y: {categories: ['no', 'yes'], weights: {'no': 1, 'yes': 2}}\n  z: {categories: [p, q, r]}\n",
+        "y,z",
+        lambda x, u: f"{'yes' if u < 0.5 + x / 3 else 'no'},{'pqr'[int(3 * u)]}",
+    ),
+}
+
+
+def study(folder: Path, kind: str, weights: list[int], schema_weight: str = WEIGHT) -> Path:
+    """Return the folder of one table of a kind of label, in which rows have these numbers of visits."""
+    label, columns, header, cells = KINDS[kind]
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    text = f"{schema_weight}label: {label}\ncolumns:\n  x: {{low: -1, high: 1}}\n{columns}"
+    (folder / "schema.yaml").write_text(text)
+    rows = [
+        (x, cells(x, u))
+        for x, u in zip(draw.uniform(-1, 1, len(weights)), draw.random(len(weights)), strict=True)
+    ]
+    lines = [f"{x:.4f},{cell},{visits}" for (x, cell), visits in zip(rows, weights, strict=True)]
+    (folder / "a.csv").write_text("\n".join([f"x,{header},visits", *lines, ""]))
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_of_any_label_is_weighed_row_by_row(kind: str, tmp_path: Path) -> None:
+    visits = [10, 4, 0, 7, 1, 10]
+    task = load(str(study(tmp_path / "w", kind, visits)))
+    plain = load(str(study(tmp_path / "p", kind, visits, "")))
+    own, raw = task.client_data(0), plain.client_data(0).targets
+    outputs = torch.randn(len(visits), task.model()(own.inputs).shape[1], generator=torch.manual_seed(0))
+    alone = torch.stack([plain.loss(outputs[[row]], raw[[row]]) for row in range(len(visits))])
+    expected = (alone * torch.tensor(visits) / 10).mean()
+    assert task.loss(outputs, own.targets).item() == pytest.approx(expected.item(), rel=1e-5)
+    both = task.losses(outputs.expand(2, -1, -1), own.targets.expand(2, *own.targets.shape))
+    assert both.tolist() == pytest.approx([expected.item()] * 2, rel=1e-5)
+    assert task.metrics(outputs, own.targets) == plain.metrics(outputs, raw) == task.metrics(outputs, raw)
+    assert task.loss(outputs, raw).item() == pytest.approx(alone.mean().item(), rel=1e-5)  # of held-out rows
+    assert task.held_out().targets.shape[1:] == raw.shape[1:]
+    assert torch.equal(task.labels(own.targets), raw) and torch.equal(task.labels(raw), raw)
+    assert task.columns(0)["y"].tolist() == plain.columns(0)["y"].tolist() and own.groups is None
+    assert task.curvature == plain.curvature and not task.classes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_that_weighs_double_is_two_rows(kind: str, tmp_path: Path) -> None:
+    task = load(str(study(tmp_path / "w", kind, [10, 5] * 40)))
+    plain = load(str(study(tmp_path / "p", kind, [10, 5] * 40, "")))
+    twice = np.repeat(np.arange(80), [2, 1] * 40)
+    fits = list[list[float]]()
+    for own, rows in ((task, np.arange(80)), (plain, twice)):
+        data, model = own.client_data(0), own.model()
+        descent = torch.optim.LBFGS(model.parameters(), max_iter=200, tolerance_change=1e-10)
+
+        def loss(own=own, data=data, model=model, rows=rows, descent=descent) -> torch.Tensor:
+            descent.zero_grad()
+            value = own.loss(model(data.inputs[rows]), data.targets[rows])
+            value.backward()
+            return value
+
+        descent.step(loss)
+        fits.append(model(torch.tensor([[-0.5], [0.8]])).flatten().tolist())
+    assert fits[0] == pytest.approx(fits[1], abs=0.01)
+    if kind == "number":
+        data = plain.client_data(0)
+        x, y = data.inputs.numpy(), data.targets.numpy()
+        oracle = LinearRegression().fit(x, y, sample_weight=[1, 0.5] * 40)
+        assert fits[0] == pytest.approx(oracle.predict([[-0.5], [0.8]]), abs=1e-3)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_largest_weights_leave_a_number_as_it_is_in_any_mode(mode: str, tmp_path: Path) -> None:
+    models = list[dict[str, np.ndarray]]()
+    for name, weight in (("plain", ""), ("weighed", WEIGHT)):
+        folder = study(tmp_path / name, "number", [10] * 120, weight)
+        for other in "bcd":
+            (folder / f"{other}.csv").write_text((folder / "a.csv").read_text())
+        (tmp_path / "public.csv").write_text("x,y\n0.5,1\n-0.5,-1\n")
+        task = {
+            "name": "csv",
+            "folder": str(folder),
+            "simulated": True,
+            "held_out_file": str(tmp_path / "public.csv"),
+        }
+        sampled = {"privacy.sample_rate": 0.5} if mode == "record_distributed" else {}
+        run = fv.simulate(
+            task, privacy=mode, num_rounds=2, seed=1, folder=tmp_path / name / "run", quiet=True, **sampled
+        )
+        assert set(run.metrics) >= {"r2", "mean_absolute_error"}
+        models.append(load_file(tmp_path / name / "run" / "model.safetensors"))
+    for key, plain in models[0].items():
+        assert np.allclose(plain, models[1][key], atol=1e-4) and np.abs(plain).max() > 0
 
 
 def test_rows_of_weight_zero_teach_nothing(tmp_path: Path) -> None:
@@ -113,7 +230,6 @@ def test_weight_survives_the_schemas_file(tmp_path: Path) -> None:
         ("weight: {x: {low: 0, high: 1}}\n", PLAIN, "is in columns too"),
         ("weight: {w: {low: -1, high: 1}}\n", PLAIN, "low must be 0 or above"),
         ("weight: {w: {categories: [a, b]}}\n", PLAIN, "is a number with low, high and missing"),
-        (WEIGHT, "label: y\ncolumns: {x: {low: 0, high: 1}, y: {low: 0, high: 1}}\n", "has no classes"),
         (WEIGHT + "group_weights: {g: {}}\n", PLAIN, "weigh the rows too"),
     ],
 )
