@@ -43,6 +43,7 @@ TABLE = {
     ("tables", "constraints"): "tables.constraints",  # tasks/tables.py
     ("tables", "label_of_kind"): "tables.label_keys:label_of_kind",  # tasks/table_schema.py
     ("tables", "since_of"): "tables.durations:since_of",  # tasks/table_schema.py
+    ("tables", "group_weights"): "tables.group_weights",  # tasks/table_schema.py
     ("tables", "draft"): "tables.draft:draft_of",  # tasks/tables.py, cli/new.py
     ("device data", "csv"): "tasks.tables:SHARED",  # deployment/device/client_bundle.py
     ("device data", "text"): "text.files:SHARED",

@@ -19,9 +19,8 @@ from ..configs.bundle_files import ADDRESS_FORM, HOST, NAME_FORM, SCHEMA, Addres
 from ..configs.strict import read_group
 from ..configs.yaml_guard import check_file, yaml_sentence
 from ..links.server_bundle import SERVER
-from ..tasks.group_weights import weighted_schema
 from ..tasks.scaling import standardised
-from ..tasks.table_schema import read_schema
+from ..tasks.table_schema import read_schema, weighted_schema
 from .authority import KeyCare
 from .device.client_bundle import TABLES, Eligibility, TaskChoice
 from .device.owner_policy import OwnerPolicy

@@ -360,7 +360,16 @@ def read_schema(path: Path, label: str | None = None) -> Schema:
         )
     if "group_weights" not in values:
         return schema
-    return with_group_weights(schema, values["group_weights"], f"{where}: group_weights")
+    field = f"{where}: group_weights"
+    weights = extension("tables", "group_weights", field, values["group_weights"])
+    return weights.with_group_weights(schema, values["group_weights"], field)
+
+
+def weighted_schema(schema: Schema, path: str | None) -> Schema:
+    """Return the schema with a file's weights by group and class; None leaves it unchanged."""
+    if path is None:
+        return schema
+    return extension("tables", "group_weights", "task.group_weights", path).weighted(schema, path)
 
 
 def model_of_stored(path: Path) -> str:
@@ -389,7 +398,7 @@ def _labelled(schema: Schema, label: str | None, declared: object, where: str) -
 
 def _length(where: str, value: object) -> float:
     """Return the length of smoothing; refuse one that is out of range."""
-    length = _number(where, "smoothing", value)
+    length = finite_number(where, "smoothing", value)
     if not 0 <= length <= LONGEST:
         raise Refusal(
             f"{where}: smoothing", f"{length:g}", f"give a number from 0, separate bins, to {LONGEST:g}"
@@ -458,56 +467,6 @@ def with_label(schema: Schema, label: object, where: str) -> Schema:
     return schema
 
 
-def with_group_weights(schema: Schema, value: object, where: str) -> Schema:
-    """Return the schema with weights by group and class, scaled so that the largest is 1; refuse a missing one.
-
-    Args:
-      schema: schema with its label.
-      value: a mapping from the name of one column of groups to its words, and from each to the weight of each class.
-      where: file or key of the value, for a refusal.
-    """
-    if not isinstance(value, dict) or len(value) != 1:
-        remedy = (
-            "give the name of one column of groups; under it each group, and the weight of each class in it"
-        )
-        raise Refusal(where, value, remedy)
-    target = schema.target
-    if schema.weight is not None:
-        raise Refusal(where, schema.weight.name, "weighs the rows too; remove one of them")
-    if not schema.outcome.words:
-        raise Refusal(where, schema.label, "has no classes, which weights by group need")
-    if target.weights:
-        raise Refusal(where, schema.label, "has weights too; remove them, or the weights by group")
-    ((name, rows),) = value.items()
-    groups = schema.group(str(name))
-    weights = [
-        [_number(where, "a weight", weight) for weight in _by_word(f"{where}: {group}", row, target)]
-        for group, row in zip(groups.words, _by_word(where, rows, groups), strict=True)
-    ]
-    if (smallest := min(map(min, weights))) <= 0:
-        raise Refusal(where, smallest, "weights must be above 0")
-    largest = max(map(max, weights))
-    scaled = tuple(tuple(weight / largest for weight in row) for row in weights)
-    return replace(schema, group_weights=GroupWeights(groups.name, scaled))
-
-
-def _by_word(where: str, value: object, column: Column) -> list[object]:
-    """Return the values of a mapping by a column's words, one for each word, in the order of the words."""
-    if not isinstance(value, dict):
-        raise Refusal(where, value, f"must be a mapping with the keys {', '.join(column.words)}")
-    by_code: dict[int, object] = {}
-    for word, content in value.items():
-        code = column.codes.get(plain(str(word)))
-        if code is None or code in by_code:
-            fault = "occurs twice" if code in by_code else f"is not a category of {column.name}"
-            raise Refusal(where, word, f"{fault}; {nearest(str(word), column.words)}")
-        by_code[code] = content
-    for code, word in enumerate(column.words):
-        if code not in by_code:
-            raise Refusal(where, word, f"has no weight; give one for each word of {column.name}")
-    return [by_code[code] for code in range(len(column.words))]
-
-
 # In the functions below `where` is the field that a refusal names: the file, and the column in it.
 
 
@@ -519,7 +478,7 @@ def _column(where: str, name: str, definition: object) -> Column:
         raise Refusal(where, required, "required must be true or false")
     column = _with_missing(where, Column(name, required=required == "true"), values.get("missing"))
     if "bound" in values:
-        column = replace(column, bound=_number(where, "bound", values["bound"]))
+        column = replace(column, bound=finite_number(where, "bound", values["bound"]))
         if column.bound <= 0:
             raise Refusal(where, f"{column.bound:g}", "bound must be above 0")
     if "categories" in values:
@@ -547,7 +506,7 @@ def _numeric(where: str, column: Column, values: dict[str, Any]) -> Column:
     """Return the column with the keys of its definition that belong to numbers; refuse weights."""
     if "weights" in values:
         raise Refusal(where, "weights", "belong to categories; a number has no classes")
-    low, high = (_number(where, key, values.get(key)) for key in ("low", "high"))
+    low, high = (finite_number(where, key, values.get(key)) for key in ("low", "high"))
     if not low < high:
         raise Refusal(where, f"{low:g} .. {high:g}", "low must be below high")
     if column.missing is not None and not low <= column.missing <= high:
@@ -574,7 +533,7 @@ def _standard(where: str, values: dict[str, Any], low: float, high: float) -> tu
         return None
     if len(keys) < 2 or "edges" in values:
         raise Refusal(where, keys[0], "give mean and deviation together, of a number without edges")
-    mean, deviation = (_number(where, key, values[key]) for key in keys)
+    mean, deviation = (finite_number(where, key, values[key]) for key in keys)
     require_within(where, mean, deviation, low, high)
     return mean, deviation
 
@@ -590,7 +549,7 @@ def _edges(where: str, value: object, low: float, high: float) -> tuple[float, .
     """Return the edges of a number's bins, which must ascend strictly between its bounds."""
     if not isinstance(value, list) or not value:
         raise Refusal(where, value, "edges must be a list of numbers, the bounds between bins")
-    edges = tuple(_number(where, "edges", edge) for edge in value)
+    edges = tuple(finite_number(where, "edges", edge) for edge in value)
     if list(edges) != sorted({low, *edges, high})[1:-1]:
         raise Refusal(where, list(edges), f"edges must ascend, between {low:g} and {high:g}")
     return edges
@@ -612,7 +571,7 @@ def _with_missing(where: str, column: Column, value: object) -> Column:
                 where, number, "has no rows where missing values are refused; remove it, or required"
             )
         return replace(column, missing_input=True)
-    return column if number is None else replace(column, missing=_number(where, "missing", number))
+    return column if number is None else replace(column, missing=finite_number(where, "missing", number))
 
 
 def _weights(where: str, value: object, column: Column) -> tuple[float, ...]:
@@ -624,7 +583,7 @@ def _weights(where: str, value: object, column: Column) -> tuple[float, ...]:
         code = column.codes.get(plain(str(word)))
         if code is None:
             raise Refusal(where, word, f"is no category for weights; {nearest(str(word), column.words)}")
-        weights[code] = _number(where, "weights", weight)
+        weights[code] = finite_number(where, "weights", weight)
         if weights[code] <= 0:
             raise Refusal(where, weight, "weights must be above 0")
     largest = max(weights)
@@ -661,7 +620,7 @@ def _list(where: str, key: str, value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _number(where: str, key: str, value: object) -> float:
+def finite_number(where: str, key: str, value: object) -> float:
     """Return the number of a key, from the text that `read_words` reads; refuse what is no finite number."""
     if value is None:
         text = f"{key} is missing; give low and high, the plausible range (not the data's own), or categories"

@@ -25,7 +25,6 @@ from .columns import LazyColumns
 from .data import Examples, joined, only
 from .exported import schema_inputs, schema_predictions
 from .flwr_partition import FLWR, flwr_shares
-from .group_weights import weighted_schema
 from .partition import Partition
 from .scaling import ASKED, FIELD, Moments, standardised, with_moments
 from .table_basis import SMOOTHING, effective, read_pairs
@@ -40,7 +39,7 @@ from .table_files import (
     read_rows,
     row_bound,
 )
-from .table_schema import Schema, model_of_stored, plain, read_schema
+from .table_schema import Schema, model_of_stored, plain, read_schema, weighted_schema
 
 MODELS = ("linear", "mlp", "gam")
 SHARED = ("schema", SCHEMA)  # key of what all devices' tasks share, and its default in a bundle

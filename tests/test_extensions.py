@@ -42,6 +42,7 @@ FUNCTIONS = {
 }  # of a module at a point
 OF_TABLES = {
     "constraints": ("constrained", "require_shapes"),
+    "group_weights": ("weighted", "with_group_weights"),
     "row_weights": ("with_weight", "with_levels", "weighted", "weights_of"),
 }
 VERIFY = """

@@ -17,10 +17,9 @@ from torch import Tensor
 from ...base.extras import require_extra
 from ...base.refusal import Refusal
 from ..data import Examples, only, package_folders
-from ..group_weights import weighted_schema
 from ..partition import Partition
 from ..table_files import frame_inputs
-from ..table_schema import Column, Schema, categorical
+from ..table_schema import Column, Schema, categorical, weighted_schema
 from ..tables import Tables, codes_of, layers_of, released, weighted_task
 
 __all__ = ["load", "released"]  # a run on it stores the schema of tables

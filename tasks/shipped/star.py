@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 from ...base.refusal import Refusal
 from ...privacy.statistics.holdout import holdout_mask
 from ..data import Examples, joined, only, package_folders
-from ..group_weights import weighted_schema
 from ..table_files import frame_inputs
-from ..table_schema import Column, Schema, categorical
+from ..table_schema import Column, Schema, categorical, weighted_schema
 from ..tables import Tables, codes_of, layers_of, person_hashes, released, weighted_task
 
 __all__ = ["load", "released"]  # a run on it stores the schema of tables

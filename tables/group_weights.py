@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..base.refusal import Refusal
+from ..configs.strict import nearest
 from ..privacy.statistics.fairness import ROWS, reweighing
 from ..privacy.statistics.figure import NORMAL_95
-from .answer_files import Answered, read_answer
-from .table_schema import Schema, plain, read_words, with_group_weights
+from ..tasks.answer_files import Answered, read_answer
+from ..tasks.table_schema import Column, GroupWeights, Schema, finite_number, plain, read_words
 
 FIELD = "task.group_weights"
 NO_TABLE = (
@@ -22,20 +23,68 @@ NO_TABLE = (
 )
 
 
-def weighted_schema(schema: Schema, path: str | None) -> Schema:
+def weighted(schema: Schema, path: str) -> Schema:
     """Return the schema with a file's weights by group and class; refuse a file that lacks some.
 
     Args:
       schema: of the tables.
-      path: a YAML file of weights, or the JSON file of an answer; None leaves the schema unchanged.
+      path: a YAML file of weights, or the JSON file of an answer.
     """
-    if path is None:
-        return schema
     if schema.group_weights is not None:
         raise Refusal(FIELD, path, "the schema also has group_weights; remove one of them")
     answers = read_answer(Path(path), FIELD)
     weights = read_words(Path(path)) if answers is None else _of_answers(answers, schema, path)
     return with_group_weights(schema, weights, path)
+
+
+def with_group_weights(schema: Schema, value: object, where: str) -> Schema:
+    """Return the schema with weights by group and class, scaled so that the largest is 1; refuse a missing one.
+
+    Args:
+      schema: schema with its label.
+      value: a mapping from the name of one column of groups to its words, and from each to the weight of each class.
+      where: file or key of the value, for a refusal.
+    """
+    if not isinstance(value, dict) or len(value) != 1:
+        remedy = (
+            "give the name of one column of groups; under it each group, and the weight of each class in it"
+        )
+        raise Refusal(where, value, remedy)
+    target = schema.target
+    if schema.weight is not None:
+        raise Refusal(where, schema.weight.name, "weighs the rows too; remove one of them")
+    if not schema.outcome.words:
+        raise Refusal(where, schema.label, "has no classes, which weights by group need")
+    if target.weights:
+        raise Refusal(where, schema.label, "has weights too; remove them, or the weights by group")
+    ((name, rows),) = value.items()
+    groups = schema.group(str(name))
+    weights = [
+        [finite_number(where, "a weight", weight) for weight in _by_word(f"{where}: {group}", row, target)]
+        for group, row in zip(groups.words, _by_word(where, rows, groups), strict=True)
+    ]
+    if (smallest := min(map(min, weights))) <= 0:
+        raise Refusal(where, smallest, "weights must be above 0")
+    largest = max(map(max, weights))
+    scaled = tuple(tuple(weight / largest for weight in row) for row in weights)
+    return replace(schema, group_weights=GroupWeights(groups.name, scaled))
+
+
+def _by_word(where: str, value: object, column: Column) -> list[object]:
+    """Return the values of a mapping by a column's words, one for each word, in the order of the words."""
+    if not isinstance(value, dict):
+        raise Refusal(where, value, f"must be a mapping with the keys {', '.join(column.words)}")
+    by_code: dict[int, object] = {}
+    for word, content in value.items():
+        code = column.codes.get(plain(str(word)))
+        if code is None or code in by_code:
+            fault = "occurs twice" if code in by_code else f"is not a category of {column.name}"
+            raise Refusal(where, word, f"{fault}; {nearest(str(word), column.words)}")
+        by_code[code] = content
+    for code, word in enumerate(column.words):
+        if code not in by_code:
+            raise Refusal(where, word, f"has no weight; give one for each word of {column.name}")
+    return [by_code[code] for code in range(len(column.words))]
 
 
 @dataclass(frozen=True)
