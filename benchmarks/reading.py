@@ -27,10 +27,10 @@ WORDS = ("north", "south", "east", "west")
 
 def schema(columns: int) -> Schema:
     """Return the schema of a table of so many columns."""
-    numbers = [Column(f"number_{place}", -6, 6) for place in range(columns - WORD_COLUMNS)]
+    numbers = [Column(f"number_{each}", -6, 6) for each in range(columns - WORD_COLUMNS)]
     words = [
-        Column(f"word_{place}", categories=tuple((word,) for word in WORDS))
-        for place in range(WORD_COLUMNS - 1)
+        Column(f"word_{each}", categories=tuple((word,) for word in WORDS))
+        for each in range(WORD_COLUMNS - 1)
     ]
     return Schema((*numbers, *words, Column("label", categories=(("no",), ("yes",)))), "label")
 

@@ -48,14 +48,14 @@ def open_xlsx(file: Path, _encoding: str | None) -> OpenTable:
         remedy = f"has {len(full)} sheets with cells ({names}); save the one with the rows as its own file"
         raise Refusal("table", str(file), remedy)
     (sheet,) = full
-    first, left = sheet.start
+    first, margin = sheet.start
     header = [text_of(cell) or "" for cell in next(islice(sheet.iter_rows(), first, None))]
 
     def read(positions: Sequence[int]) -> Iterator[Sequence[Any]]:
         pa = import_module("pyarrow")
         cells = islice(enumerate(sheet.iter_rows()), first + 1, None)
         while rows := list(islice(cells, BLOCK_ROWS)):
-            texts = [[errors.get((n, left + at)) or text_of(row[at]) for n, row in rows] for at in positions]
+            texts = [[errors.get((n, margin + at)) or text_of(row[at]) for n, row in rows] for at in positions]
             yield [pa.array(column, pa.string()) for column in texts]
 
     rows = sheet.end[0] - first
