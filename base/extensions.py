@@ -44,6 +44,7 @@ TABLE = {
     ("tables", "label_of_kind"): "tables.label_keys:label_of_kind",  # tasks/table_schema.py
     ("tables", "since_of"): "tables.durations:since_of",  # tasks/table_schema.py
     ("tables", "group_weights"): "tables.group_weights",  # tasks/table_schema.py
+    ("tables", "partition"): "tables.columnar:with_folders",  # tasks/table_files.py
     ("tables", "draft"): "tables.draft:draft_of",  # tasks/tables.py, cli/new.py
     ("device data", "csv"): "tasks.tables:SHARED",  # deployment/device/client_bundle.py
     ("device data", "text"): "text.files:SHARED",
@@ -55,7 +56,8 @@ TABLE = {
     ("callback", "mlflow"): "run.trackers:MLflow",
     ("callback", "tensorboard"): "run.trackers:TensorBoard",
     ("callback", "wandb"): "run.trackers:WandB",
-    ("table source", ".gz"): "tables.packed:open_gzip",  # tasks/table_files.py
+    ("table source", ".parquet"): "tables.columnar:open_parquet",  # tasks/table_files.py
+    ("table source", ".gz"): "tables.packed:open_gzip",
     ("table source", ".zip"): "tables.packed:open_zip",
     ("table source", ".xlsx"): "tables.spreadsheet:open_xlsx",
     ("cells", "since"): "tables.durations:durations",  # tasks/table_files.py

@@ -17,8 +17,9 @@ from weakref import WeakValueDictionary
 
 from ..base.extras import require_extra
 from ..base.refusal import Refusal
-from ..tasks.table_files import TEXTS, UNREAD, OpenTable, parquet_table, rows_of_block, suffixes
+from ..tasks.table_files import TEXTS, UNREAD, OpenTable, rows_of_block, suffixes
 from .cells import text_of
+from .columnar import parquet_table
 
 BATCH_ROWS = 1 << 16
 SQLITE, DUCKDB = b"SQLite format 3\0", b"DUCK"  # at the bytes 0 and 8 of a file, by their documentation

@@ -55,7 +55,9 @@ def open_xlsx(file: Path, _encoding: str | None) -> OpenTable:
         pa = import_module("pyarrow")
         cells = islice(enumerate(sheet.iter_rows()), first + 1, None)
         while rows := list(islice(cells, BLOCK_ROWS)):
-            texts = [[errors.get((n, margin + at)) or text_of(row[at]) for n, row in rows] for at in positions]
+            texts = [
+                [errors.get((n, margin + at)) or text_of(row[at]) for n, row in rows] for at in positions
+            ]
             yield [pa.array(column, pa.string()) for column in texts]
 
     rows = sheet.end[0] - first

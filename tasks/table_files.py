@@ -1,6 +1,6 @@
 """Reader of tables: rows become float32 inputs of one schema, and mistakes name file, column and row.
 
-CSV and Parquet are read here; other sources are extensions, found by their suffix.
+CSV is read here; other sources are extensions, found by their suffix.
 
 A row's number is a spreadsheet's: the header of a CSV file is row 1. Files are read in blocks, column by column, so
 that a table takes the memory of its float32 matrix and of one block.
@@ -23,9 +23,7 @@ from importlib import import_module
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
-from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +36,6 @@ from .table_basis import inputs_of
 from .table_schema import Column, Schema, plain
 
 TEXTS = (".csv", ".tsv", ".txt")
-SUFFIXES = (*TEXTS, ".parquet")
 OTHERS = "table source"  # extension point of tables with another suffix: a function of file and encoding
 # Files that may hold a client's rows and are not read, by suffix; they are refused, so that no client is left out silently.
 UNREAD = {
@@ -67,7 +64,6 @@ NO_NUMBER = {  # remedy for a word in a column of numbers, by the first pattern 
     r"[^,]*,": DECIMAL_COMMA,
     r"": "correct it, or add it to missing:",
 }
-NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # folder of rows that lack the column of its key
 LONGEST_NAME = 2000  # characters of a column's name
 MAX_NAMES = 6  # in a sentence
 
@@ -118,13 +114,7 @@ class Files:
         """Yield each file; the folders `key=value` on the way to it are columns of words."""
         for file in table_files(self.path):
             folders = file.relative_to(self.path).parts[:-1]
-            yield open_table(file, self.encoding, dict(_partition(name) for name in folders if "=" in name))
-
-
-def _partition(folder: str) -> list[str]:
-    """Return the name and the word of a column that a folder `key=value` of Hive's layout stands for."""
-    name, _, word = map(unquote, folder.partition("="))
-    return [name, "" if word == NO_PARTITION else word]
+            yield open_table(file, self.encoding, [name for name in folders if "=" in name])
 
 
 def table_files(path: Path) -> list[Path]:
@@ -156,7 +146,7 @@ def clients_of(folder: Path, public: Sequence[Path] = ()) -> list[Path]:
 
 def suffixes() -> tuple[str, ...]:
     """Return the suffixes of tables; those of extensions may need a package that is not installed."""
-    return (*SUFFIXES, *names(OTHERS))
+    return (*TEXTS, *names(OTHERS))
 
 
 def _tables_in(folder: Path) -> Iterator[Path]:
@@ -574,31 +564,17 @@ class OpenTable:
                 raise Refusal(f"{self.file}: column", column.name, remedy)
         return [positions[plain(column.name)] for column in columns]
 
-    def with_words(self, words: Mapping[str, str]) -> OpenTable:
-        """Return the table with further columns at its end, each of which holds one word in all rows, by name."""
-        pa, start = import_module("pyarrow"), len(self.header)
-
-        def read(positions: Sequence[int]) -> Iterator[Sequence[Any]]:
-            own = [position for position in positions if position < start]
-            for arrays in self.read(own or [0]):  # the first column counts the rows
-                by_position = dict(zip(own, arrays, strict=False))
-                rows = len(arrays[0])
-                further = {start + n: pa.repeat(word, rows) for n, word in enumerate(words.values())}
-                yield [(by_position | further)[position] for position in positions]
-
-        return replace(self, header=[*self.header, *words], read=read)
-
 
 @contextmanager
 def open_table(
-    file: Path, encoding: str | None = None, partition: Mapping[str, str] = MappingProxyType({})
+    file: Path, encoding: str | None = None, partition: Sequence[str] = ()
 ) -> Generator[OpenTable]:
     """Open a table; refuse one of another format, that cannot be parsed, or changes while it is read.
 
     Args:
       file: the table.
       encoding: as of `Files`.
-      partition: columns that hold one word in all rows, by name.
+      partition: folders `key=value` on the way to it, which are columns of one word.
     """
     require_extra("tables", f"the table {file.name}")
     pa = import_module("pyarrow")
@@ -609,7 +585,9 @@ def open_table(
     try:
         before = version(file.stat())
         table = opener(file, encoding)
-        yield table.with_words(partition) if partition else table
+        if partition:
+            table = extension("tables", "partition", "table", str(file))(table, partition)
+        yield table
         after = version(file.stat())
     except OSError as error:
         raise Refusal("table", str(file), f"cannot be read ({error.strerror or error})") from None
@@ -628,8 +606,6 @@ def _opener(file: Path) -> Callable[[Path, str | None], OpenTable]:
     suffix = file.suffix.lower()
     if suffix in TEXTS:
         return _csv
-    if suffix in SUFFIXES:
-        return _parquet
     if suffix not in names(OTHERS):
         raise Refusal("table", str(file), f"is not a table by its suffix; use one of {', '.join(suffixes())}")
     return extension(OTHERS, suffix, "table", str(file))
@@ -715,29 +691,6 @@ def _split(line: str, separator: str) -> list[str]:
 def rows_of_block(columns: int) -> int:
     """Return the number of rows that are read at once of so many columns."""
     return max(1, min(BLOCK_ROWS, BLOCK_CELLS // max(1, columns)))
-
-
-def _parquet(file: Path, _encoding: str | None = None) -> OpenTable:
-    """Open a Parquet file."""
-    return parquet_table(file, file)
-
-
-def parquet_table(name: Path, content: object) -> OpenTable:
-    """Return the table of a Parquet file.
-
-    Args:
-      name: of the table, for refusals.
-      content: path of the file, or an Arrow buffer or file of its content.
-    """
-    opened: Any = import_module("pyarrow.parquet").ParquetFile(content)
-    header: list[str] = opened.schema_arrow.names
-
-    def read(positions: Sequence[int]) -> Iterator[Sequence[Any]]:
-        names = [header[position] for position in positions]
-        for batch in opened.iter_batches(batch_size=rows_of_block(len(names)), columns=names):
-            yield [batch.column(name) for name in names]
-
-    return OpenTable(name, header, max_rows=opened.metadata.num_rows, first_row=1, comma="", read=read)
 
 
 def arrow_table(name: Path, table: Any) -> OpenTable:

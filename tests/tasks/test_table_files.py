@@ -13,7 +13,7 @@ import torch
 from shared.tables import NORTH, SCHEMA, refusal_of
 
 from fedveil.tables.draft import draft_schema
-from fedveil.tasks.table_files import Cells, open_table, read_rows
+from fedveil.tasks.table_files import Cells, read_rows
 from fedveil.tasks.table_schema import read_schema
 from fedveil.tasks.tables import load
 
@@ -220,32 +220,6 @@ def test_a_million_cells_make_no_objects(tmp_path: Path) -> None:
     assert os.path.getsize(file) > 500_000
 
 
-def test_folders_below_a_client_belong_to_it(hospitals: Path) -> None:
-    (hospitals / "schema.yaml").write_text(
-        SCHEMA.replace("  diagnosis: {", "  ward: {categories: [A b, c]}\n  diagnosis: {", 1)
-    )
-    north = hospitals / "north"
-    (hospitals / "north.csv").unlink()
-    for folder, ages in (
-        ("ward=A%20b", [20, 100]),
-        ("ward=c/month=1", [60]),
-        ("ward=__HIVE_DEFAULT_PARTITION__", [20]),
-    ):
-        (north / folder).mkdir(parents=True)
-        rows = {"age": ages, "sex": ["f"] * len(ages), "diagnosis": ["healthy"] * len(ages)}
-        pq.write_table(pa.table(rows), north / folder / "part-0.parquet")
-        (north / folder / "_SUCCESS").touch()
-    (north / "ward=c" / "loop").symlink_to(north)
-    task = load(str(hospitals))
-    assert task.num_clients == 1
-    wards = task.client_data(0).inputs[:, 3:]
-    assert wards.tolist() == [[1, 0], [1, 0], [0, 0], [0, 1]]
-    columns = task.columns(0)
-    assert columns["ward"].tolist() == ["A b", "A b", "", "c"]
-    (north / "ward=c" / "late.sav").touch()
-    assert "late.sav': is not read; save it as Parquet or CSV" in refusal_of(hospitals)
-
-
 @pytest.mark.parametrize("encoding", ["utf-16", "cp1252", "utf-8-sig", "latin-1", "utf-16-le"])
 def test_texts_are_read_in_their_encoding(hospitals: Path, encoding: str) -> None:
     schema = SCHEMA.replace("female: [f", "female: [weiblich é, f")
@@ -347,13 +321,3 @@ def test_a_schema_of_many_columns_is_read(tmp_path: Path) -> None:
     assert (
         read_schema(tmp_path / "s.yaml").width == 20_000
     )  # 100 000 values, more than a configuration may have
-
-
-def test_blocks_of_a_wide_parquet_file_are_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedveil.tasks.table_files.BLOCK_CELLS", 600)
-    schema = read_schema(_wide(tmp_path, 59, 30).with_name("s.yaml"))
-    table = {name: range(30) for name in (column.name for column in schema.inputs)}
-    pq.write_table(pa.table({**table, "ill": ["a", "b"] * 15}), tmp_path / "wide.parquet")
-    with open_table(tmp_path / "wide.parquet") as table:
-        lengths = [len(block["ill"].values) for block in table.blocks(schema.columns, schema.missing)]
-    assert lengths == [10, 10, 10]
