@@ -12,13 +12,16 @@ import sys
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..privacy.budget import Adjacency, Budget, Unit
 from ..privacy.plan import Plan
 from ..strategies.record_plan import PoissonBatches
 from ..tables.descent import Descent, Design, estimate
+from ..tables.hazard_intervals import curves
 from ..tables.intervals import LEVEL, law_of_number
-from ..tables.outcomes import Array, ClassLaw
+from ..tables.layouts import Array, SharedScore
+from ..tables.outcomes import ClassLaw, HazardLaw
 
 DELTA, CLIP, SHARE, ROUNDS = 1e-5, 0.5, 0.1, 100
 NORMAL = 1.959963984540054
@@ -46,19 +49,21 @@ class Case:
     epsilon: float = 3.0
     strength: float = 1.0
     shape: str = "normal"
+    intervals: int = 0
 
 
 def steps_of(case: Case) -> Descent:
     """Return the steps that a run of `record_distributed` takes, with the rate of `task=csv`."""
     momentum, width = max(1 - 10 / ROUNDS, 0.0), case.columns + 1
-    curvature, limit = 0.5 if case.classes else 2.0, (1 + min(momentum, 0.9)) / width
+    curvature = 1.0 if case.intervals else 0.5 if case.classes else 2.0
+    limit = (1 + min(momentum, 0.9)) / width
     steps = Descent(limit / curvature, min(momentum, 0.9), ROUNDS, 1, math.inf, 0.0, 1.0, case.records)
     if math.isinf(case.epsilon):
         return steps
     budget = Budget(Unit.RECORD, case.epsilon, DELTA, Adjacency.ZERO_OUT)
     sampling = PoissonBatches(SHARE, 1)
     plan = Plan(Unit.RECORD, Adjacency.ZERO_OUT, sampling, CLIP, ROUNDS).calibrate(budget)
-    size = math.sqrt(width * (case.classes or 1))
+    size = math.sqrt(width * (case.classes or 1) + max(case.intervals - 1, 0))
     spread = math.sqrt(2 * math.log(1.25 / DELTA)) / case.epsilon * CLIP
     within = case.records / (ROUNDS * spread * size)
     expected = SHARE * case.records
@@ -188,7 +193,79 @@ def coverage(case: Case, federations: int, seed: int = 0) -> Coverage:
     )
 
 
+def hazards_of(case: Case) -> tuple[HazardLaw, Array]:
+    """Return the law of a case of times with some censoring in each interval, and its true model."""
+    offsets = np.linspace(-2.0, -1.0, case.intervals)
+    law = HazardLaw(np.full(case.intervals, 0.05), np.full(case.intervals, -2.0))
+    return law, np.concatenate([case.strength * np.linspace(-1, 1, case.columns), offsets])
+
+
+def descended_hazards(
+    steps: Descent,
+    layout: SharedScore,
+    outcomes: NDArray[np.int64],
+    law: HazardLaw,
+    stream: np.random.Generator,
+) -> Array:
+    """Return the model of hazards that a run's steps release, as the run takes them.
+
+    Args:
+      steps: of the run.
+      layout: over all clients' rows.
+      outcomes: number of each row's outcome in the law, shape (n,).
+      law: of the outcomes.
+      stream: of draws and noise.
+    """
+    model, released = layout.start, np.zeros(len(layout.start))
+    velocity, rows = np.zeros_like(model), len(layout.inputs)
+    for number in range(steps.rounds):
+        errors = law.lived[outcomes] / (1 + np.exp(-layout.scores(model))) - law.occurred[outcomes]
+        norms = np.sqrt((errors * layout.dual(errors[:, None])[:, 0]).sum(1))
+        kept = np.minimum(1, steps.clip / np.maximum(norms, 1e-300)) * (stream.random(rows) < steps.share)
+        gradient = layout.gradient(errors * kept[:, None]) * rows / (steps.share * steps.records)
+        velocity = steps.momentum * velocity + steps.rate * (
+            gradient + steps.noise * stream.standard_normal(model.shape)
+        )
+        model = model - velocity
+        released += steps.weight(number + 1) * model
+    return released
+
+
+def coverage_of_times(case: Case, federations: int, seed: int = 0) -> Coverage:
+    """Return the coverage of coefficients, and of survival at the ends of the intervals, over some federations."""
+    stream, steps, (law, truth) = np.random.default_rng(seed), steps_of(case), hazards_of(case)
+    new, hits, clipped, failures = rows_of(NEW_ROWS, case.columns, stream), [], [], 0
+    scores = SharedScore(new, law.offsets).scores(truth)
+    survival = np.exp(-np.cumsum(np.logaddexp(0, scores), 1))
+    for _ in range(federations):
+        layout = SharedScore(rows_of(case.records, case.columns, stream), law.offsets)
+        scores = layout.scores(truth)
+        chances = law.errors(scores, scores).chances.cumsum(1)
+        outcomes = (stream.random((len(chances), 1)) > chances).sum(1)
+        released = descended_hazards(steps, layout, outcomes, law, stream)
+        try:
+            fit = estimate(Design(steps, rows_of(case.public, case.columns, stream), law), released)
+        except (ArithmeticError, np.linalg.LinAlgError):
+            failures += 1
+            continue
+        errors = np.sqrt(np.diag(fit.covariance))
+        _, low, high = curves(fit, new, case.intervals, NORMAL)
+        inside = np.abs(fit.coefficients - truth) < NORMAL * errors
+        hits.append(np.concatenate([inside, ((low < survival) & (survival < high)).ravel()]))
+        clipped.append(fit.clipped_share)
+    shares = np.mean(hits, axis=0)
+    parts = shares[: len(truth)], shares[len(truth) :]
+    return Coverage(
+        float(parts[0].mean()),
+        float(parts[1].mean()),
+        float(parts[0].min()),
+        failures,
+        float(np.mean(clipped)),
+    )
+
+
 CASES = {
+    "times": Case(0, intervals=6),
     "number": Case(0),
     "number, 736 records": Case(0, 736, 184, 8),
     "number, skewed errors": Case(0, shape="exponential"),
@@ -207,7 +284,8 @@ def main(federations: int, *words: str) -> None:
         if words and name not in words:
             continue
         for epsilon in (1.0, 3.0, 8.0, math.inf):
-            shares = coverage(replace(case, epsilon=epsilon), federations)
+            measure = coverage_of_times if case.intervals else coverage
+            shares = measure(replace(case, epsilon=epsilon), federations)
             print(
                 f"{name:28} epsilon {epsilon:3g}  coefficients {shares.coefficients:.3f} (lowest {shares.lowest:.3f})  "
                 f"predictions {shares.predictions:.3f}  without {shares.failures}  clipped {shares.clipped:.2f}",

@@ -132,19 +132,22 @@ def _extremes(shape: Fields) -> str:
 def _survival(report: Fields) -> dict[str, str]:
     """Return the survival curves by each column of a report with survival, by name."""
     survival: Fields = report.get("survival", {})
+    baseline: list[Fields] = report.get("coefficients", {}).get("baseline", [])
+    intervals = [Whisker(each["time"], each["low"], each["high"], "measured") for each in baseline]
     return {
-        f"survival-{index}": _curves(f"survival-{index}", survival, each)
+        f"survival-{index}": _curves(f"survival-{index}", survival, each, intervals)
         for index, each in enumerate(survival.get("columns", []))
     }
 
 
-def _curves(name: str, survival: Fields, column: Fields) -> str:
+def _curves(name: str, survival: Fields, column: Fields, intervals: Sequence[Whisker]) -> str:
     """Return the curves of a column's levels beside that where each column adds its mean.
 
     Args:
       name: unique on the page.
       survival: of a report.
       column: one of its columns.
+      intervals: of the curve where each column adds its mean.
     """
     times = survival["times"]
     lines = [Line([*zip(times, survival["baseline"], strict=True)], BASELINE)]
@@ -158,4 +161,6 @@ def _curves(name: str, survival: Fields, column: Fields) -> str:
             f"{curve['of']}: {points[middle][1]:.0%} at {points[middle][0]:g}, {points[-1][1]:.0%} at {points[-1][0]:g}"
         )
     title = f"Survival until {survival['event']} by {column['column']}; {'; '.join(said)}"
-    return svg(Chart(name, title, survival["time"], "survival", lines, (), marks, top=1.0, shares_up=True))
+    return svg(
+        Chart(name, title, survival["time"], "survival", lines, intervals, marks, top=1.0, shares_up=True)
+    )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise, product
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..tasks.table_schema import Column, Schema
 from .descent import ModelEstimate
@@ -113,6 +114,24 @@ def spread(estimate: ModelEstimate, factors: Array, basis: Array) -> tuple[Array
     values = np.einsum("nc,cd,nd->n", basis, estimate.coefficients, factors)
     whole = (basis[:, :, None] * factors[:, None, :]).reshape(-1, scores * width)
     errors = np.sqrt(np.einsum("np,pq,nq->n", whole, estimate.covariance, whole, optimize=True))
-    outside = factors - factors @ estimate.span @ estimate.span.T
-    unseen = np.linalg.norm(outside, axis=1) > UNSEEN * np.linalg.norm(factors, axis=1)
+    unseen = is_unseen(factors, estimate.span)
     return np.where(unseen, np.nan, values), np.where(unseen, np.nan, errors)
+
+
+def is_unseen(factors: Array, span: Array) -> NDArray[np.bool_]:
+    """Return whether public rows, whose directions are `span`, have not the direction of factors of the inputs, shape (n,)."""
+    outside = factors - factors @ span @ span.T
+    return np.linalg.norm(outside, axis=1) > UNSEEN * np.linalg.norm(factors, axis=1)
+
+
+def means_of(schema: Schema) -> Array:
+    """Return the inputs, with their 1 last, at which each column of an additive model adds the mean of its shape, shape (d,)."""
+    parts = list[Array]()
+    for column in schema.inputs:
+        offset, scale = column.scale
+        rows = schema.rows(column).astype(float)
+        if column.categories or column.edges:
+            parts.append(rows[: column.values].mean(0))
+        else:
+            parts.append(((column.low + column.high) / 2 - offset) / scale * rows[0])
+    return np.concatenate([*parts, *(np.zeros(pair.width) for pair in schema.pairs), np.ones(1)])

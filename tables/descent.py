@@ -1,7 +1,7 @@
 """Descent of a linear model by the steps of a run, as a function of the true model, with the law of what it releases.
 
 The steps are those of DP-SGD on the records of all clients together: mean gradients, clipped by record, with noise, and
-momentum at the server. Without noise they lead from 0 to a point that depends on the true model, the clip, the inputs and
+momentum at the server. Without noise they lead from the first model to a point that depends on the true model, the clip, the inputs and
 the number of rounds: `released_model`. `estimate` inverts them, which removes the bias of
 clipping and of training that has not converged (indirect inference: Gourieroux, Monfort and Renault 1993). The covariance
 of the estimate follows from the linearised steps. It has three parts: the noise of each round with the draw of its records,
@@ -16,13 +16,13 @@ from functools import cached_property
 
 import numpy as np
 
-from .outcomes import Array, Errors, Outcomes, clipped
+from .layouts import Array, Layout, span_of
+from .outcomes import Errors, Outcomes, clipped
 
 MAX_ITERATIONS = 30
 MAX_HALVINGS = 12  # of a step that leads further from the released model
 TOLERANCE = 1e-8  # of the largest change in a step of Newton's method
 ROUNDING = 1e-12
-CUTOFF = 1e-6  # singular values below this share of the largest are directions that no row has
 
 
 @dataclass(frozen=True)
@@ -69,34 +69,15 @@ class Design:
     law: Outcomes
 
     @cached_property
-    def lengths(self) -> Array:
-        """Length of each row, shape (m,)."""
-        return np.sqrt(np.einsum("md,md->m", self.inputs, self.inputs))
-
-    @cached_property
-    def span(self) -> Array:
-        """Orthonormal directions of the inputs that the rows have, shape (d, rank)."""
-        _, sizes, rows = np.linalg.svd(self.inputs, full_matrices=False)
-        return rows[sizes > CUTOFF * sizes[0]].T
-
-    @cached_property
-    def basis(self) -> Array:
-        """Orthonormal directions of the flattened model that the rows have, shape (c d, c rank)."""
-        return np.asarray(np.kron(np.eye(self.law.scores), self.span), dtype=np.float64)
+    def layout(self) -> Layout:
+        """Layout of the model's parameters over the rows."""
+        return self.law.layout(self.inputs)
 
     def errors(self, model: Array, truth: Array) -> tuple[Errors, Array, Array]:
-        """Return the outcomes' errors, and clipped with their derivative, as `clipped` returns them."""
-        law = self.law.errors(self.inputs @ model.T, self.inputs @ truth.T)
-        return law, *clipped(law.errors, self.lengths, self.steps.clip)
-
-    def mean_outer(self, blocks: Array) -> Array:
-        """Return the mean over rows of blocks (m, c, c) times the outer product of the row's inputs, shape (c d, c d)."""
-        (rows, scores, _), width = blocks.shape, self.inputs.shape[1]
-        result = np.empty((scores, width, scores, width))
-        for row in range(scores):
-            for other in range(scores):
-                result[row, :, other] = self.inputs.T @ (blocks[:, row, other, None] * self.inputs) / rows
-        return result.reshape(scores * width, scores * width)
+        """Return the outcomes' errors, and clipped with their mean derivative, as `clipped` returns them."""
+        layout = self.layout
+        law = self.law.errors(layout.scores(model), layout.scores(truth))
+        return law, *clipped(law, layout.dual(law.errors), self.steps.clip)
 
 
 @dataclass(frozen=True)
@@ -104,8 +85,8 @@ class ModelEstimate:
     """Estimate of the true model, without noise and bias.
 
     Attributes:
-      coefficients: shape (c, d), for c scores and d inputs.
-      covariance: of the flattened coefficients, shape (c d, c d).
+      coefficients: in the shape of the model: (c, d) for c scores and d inputs, see `layouts`.
+      covariance: of the flattened coefficients, shape (p, p).
       span: orthonormal directions of the inputs that public rows have, shape (d, rank).
       clipped_share: share of gradients that were clipped in the last step.
       information: smallest derivative of the released model by the true one, over all directions.
@@ -119,19 +100,20 @@ class ModelEstimate:
 
 
 def path(design: Design, truth: Array) -> Array:
-    """Return the models before and after each round without noise, from 0, shape (rounds + 1, c, d); truth is (c, d)."""
-    steps, inputs = design.steps, design.inputs
+    """Return the models before and after each round without noise, shape (rounds + 1, ...); `truth` has a model's shape."""
+    steps = design.steps
     models, velocity = np.zeros((steps.rounds + 1, *truth.shape)), np.zeros_like(truth)
+    models[0] = design.layout.start
     for number in range(steps.rounds):
         law, errors, _ = design.errors(models[number], truth)
-        gradient = np.einsum("mk,mkc->mc", law.chances, errors).T @ inputs / len(inputs)
+        gradient = design.layout.gradient(np.einsum("mk,mkc->mc", law.chances, errors))
         velocity = steps.momentum * velocity + steps.rate * gradient
         models[number + 1] = models[number] - velocity
     return models
 
 
 def released_model(design: Design, truth: Array) -> Array:
-    """Return the model that the steps release without noise, shape (c, d), for a true model of that shape."""
+    """Return the model that the steps release without noise, for a true model of its shape."""
     return path(design, truth)[-design.steps.averaged :].mean(0)
 
 
@@ -159,13 +141,14 @@ def _backwards(design: Design, truth: Array) -> Iterator[_Step]:
     steps, models, unit = design.steps, path(design, truth), np.eye(truth.size)
     by_model, by_velocity = steps.weight(steps.rounds) * unit, np.zeros_like(unit)
     for number in reversed(range(steps.rounds)):
-        law, errors, jacobian = design.errors(models[number], truth)
-        mean = np.einsum("mk,mkcb->mcb", law.chances, jacobian)
+        law, errors, mean = design.errors(models[number], truth)
         by_truth = mean @ law.by_truth + np.einsum("mkc,mkb->mcb", errors, law.slopes)
         by_velocity = steps.momentum * by_velocity - by_model
         gain = steps.rate * by_velocity
-        yield _Step(number + 1, law, errors, gain, design.mean_outer(by_truth))
-        by_model = steps.weight(number) * unit + by_model + gain @ design.mean_outer(mean @ law.by_score)
+        yield _Step(number + 1, law, errors, gain, design.layout.mean_outer(by_truth))
+        by_model = (
+            steps.weight(number) * unit + by_model + gain @ design.layout.mean_outer(mean @ law.by_score)
+        )
 
 
 def estimate(design: Design, released: Array) -> ModelEstimate:
@@ -173,12 +156,12 @@ def estimate(design: Design, released: Array) -> ModelEstimate:
 
     Args:
       design: of the run.
-      released: released model, shape (c, d).
+      released: released model.
 
     Raises:
       ArithmeticError: no true model leads to the released one.
     """
-    basis = design.basis
+    basis = design.layout.basis
     truth = (basis @ (basis.T @ released.ravel())).reshape(released.shape)
     missing = basis.T @ (released - released_model(design, truth)).ravel()
     for _ in range(MAX_ITERATIONS):
@@ -197,7 +180,7 @@ def _shortened(
     """Return a step of Newton's method, halved while it leads further away, and what is then missing; as of `estimate`."""
     ahead = missing
     for _ in range(MAX_HALVINGS):
-        ahead = design.basis.T @ (released - released_model(design, truth + change)).ravel()
+        ahead = design.layout.basis.T @ (released - released_model(design, truth + change)).ravel()
         if np.linalg.norm(ahead) <= np.linalg.norm(missing) + ROUNDING:
             break
         change = change / 2
@@ -206,26 +189,27 @@ def _shortened(
 
 def _with_covariance(design: Design, truth: Array) -> ModelEstimate:
     """Return the estimate with the covariance of its three parts."""
-    steps, inputs, size, scores = design.steps, design.inputs, truth.size, len(truth)
+    steps, inputs, size = design.steps, design.inputs, truth.size
     chances = design.errors(truth, truth)[0].chances
     slope, noise, influence = np.zeros((size, size)), np.zeros((size, size)), np.zeros((*chances.shape, size))
     drawn, clipped_share = (1 - steps.share) / (steps.share * steps.records), 0.0
     for each in _backwards(design, truth):
         slope += each.gain @ each.by_truth
         blocks = np.einsum("mk,mkc,mkb->mcb", chances, each.errors, each.errors)
-        round_noise = steps.noise**2 * np.eye(size) + drawn * design.mean_outer(blocks)
+        round_noise = steps.noise**2 * np.eye(size) + drawn * design.layout.mean_outer(blocks)
         noise += each.gain @ round_noise @ each.gain.T
-        moved = inputs @ each.gain.reshape(size, scores, -1).transpose(1, 2, 0)  # (c, m, p)
-        influence += np.einsum("mkc,cmp->mkp", each.errors, moved)
+        influence += np.einsum("mkc,cmp->mkp", each.errors, design.layout.moved(each.gain), optimize=True)
         if each.number == steps.rounds:
-            norms = np.linalg.norm(each.law.errors, axis=2) * design.lengths[:, None]
+            dual = design.layout.dual(each.law.errors)
+            norms = np.sqrt(np.einsum("mkc,mkc->mk", each.law.errors, dual))
             clipped_share = float((chances * (norms > steps.clip)).sum(1).mean())
     of_rows = np.einsum("mk,mkp->mp", chances, influence)
     mean = of_rows.mean(0)
     total = np.einsum("mk,mkp,mkq->pq", chances, influence, influence, optimize=True) / len(inputs)
     public = of_rows - mean - design.law.influence(inputs) @ slope.T
     middle = noise + (total - np.outer(mean, mean)) / steps.records + public.T @ public / len(inputs) ** 2
-    inner = design.basis.T @ slope @ design.basis
-    inverse = design.basis @ np.linalg.inv(inner) @ design.basis.T
+    inner = design.layout.basis.T @ slope @ design.layout.basis
+    inverse = design.layout.basis @ np.linalg.inv(inner) @ design.layout.basis.T
     information = float(np.linalg.svd(inner, compute_uv=False)[-1])
-    return ModelEstimate(truth, inverse @ middle @ inverse.T, design.span, clipped_share, information)
+    span = span_of(inputs)
+    return ModelEstimate(truth, inverse @ middle @ inverse.T, span, clipped_share, information)

@@ -7,8 +7,8 @@ so that they cost no privacy. The run folder keeps what predictions need in `INT
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
@@ -21,9 +21,11 @@ from ..base.tensor_file import safetensors_parts
 from ..run.files import INTERVALS, MODEL, RESULT
 from ..run.run_files import read_object
 from ..tasks.tables import Tables
-from .coefficients import INTERCEPT, contrasts_of, spread
+from .coefficients import INTERCEPT, contrasts_of, is_unseen, means_of, spread
 from .descent import Descent, Design, ModelEstimate, estimate
-from .outcomes import Array, ClassLaw, NumberLaw, contrasts, softmax
+from .hazard_intervals import curve_columns, curves, hazard_estimate
+from .layouts import Array
+from .outcomes import ClassLaw, NumberLaw, contrasts, softmax
 from .run_steps import NoInterval, steps_of
 
 if TYPE_CHECKING:
@@ -71,12 +73,24 @@ class Fit:
       inputs: public rows with their 1 last, shape (m, d).
       residuals: sizes of the public rows' residuals, shape (m,); empty for classes.
       outputs: reported functions of the scores, shape (outputs, scores): a number, or each class against the first one.
+      names: of the outputs.
     """
 
     estimate: ModelEstimate
     inputs: Array
     residuals: Array
     outputs: Array
+    names: Sequence[str]
+
+    @property
+    def linear(self) -> ModelEstimate:
+        """Estimate of the coefficients of each score with its first offset."""
+        fit, width = self.estimate, self.inputs.shape[1]
+        if fit.coefficients.ndim > 1:
+            return fit
+        return replace(
+            fit, coefficients=fit.coefficients[None, :width], covariance=fit.covariance[:width, :width]
+        )
 
     def arrays(self) -> dict[str, Array]:
         """Return the arrays that predictions need, by name."""
@@ -91,9 +105,10 @@ class Fit:
 
 def _released(run: Run, state: State, task: Tables) -> Fit:
     """Return the fit of the true model; raise NoInterval with the reason for a run without intervals."""
-    fit, _ = LAWS.get(getattr(task.schema.outcome, "law", ""), (None, None))
-    if fit is None:
-        raise NoInterval("there is no law of intervals for this kind of label; predict a number or a class")
+    law = LAWS.get(getattr(task.schema.outcome, "law", ""))
+    if law is None:
+        text = "there is no law of intervals for this kind of label; predict a number, a class or a time"
+        raise NoInterval(text)
     steps, examples = steps_of(run, state), task.held_out()
     if task.schema.weight is not None:
         raise NoInterval("the weights of public rows are unknown; train without weight")
@@ -110,32 +125,57 @@ def _released(run: Run, state: State, task: Tables) -> Fit:
     rows = np.linspace(0, len(examples) - 1, min(len(examples), MAX_ROWS)).astype(int)
     inputs = np.hstack([examples.inputs.numpy()[rows].astype(float), np.ones((len(rows), 1))])
     targets = examples.targets.numpy()[rows].astype(float)
-    arrays = {name: np.asarray(value, dtype=float) for name, value in state.model.items()}
-    model = np.hstack([arrays["weight"], arrays["bias"][:, None]])
+    weight, bias = (np.asarray(state.model[name], dtype=float) for name in task.schema.outcome.parameters)
     try:
-        return fit(steps, inputs, targets, model)
+        return law.fit(task.schema.outcome, PublicRun(steps, inputs, targets, weight, bias))
     except (ArithmeticError, np.linalg.LinAlgError) as error:
         raise NoInterval(NOT_INVERTED) from error
 
 
-def _fit_classes(steps: Descent, inputs: Array, targets: Array, model: Array) -> Fit:
-    """Return the fit of a model of classes.
+@dataclass(frozen=True)
+class PublicRun:
+    """What is public of a run: its steps and its held-out rows, and the arrays of its released model.
 
-    Args:
+    Attributes:
       steps: of the run.
       inputs: public rows with their 1 last, shape (m, d).
-      targets: of these rows, shape (m,).
-      model: released model, shape (outputs, d).
+      targets: of these rows, shape (m, ...).
+      weight: of the released model, shape (scores, d - 1).
+      bias: shape (outputs,).
     """
-    law = ClassLaw(len(model))
-    result = estimate(Design(steps, inputs, law), law.basis.T @ model)
-    return Fit(result, inputs, np.zeros(0), law.basis[1:] - law.basis[0])
+
+    steps: Descent
+    inputs: Array
+    targets: Array
+    weight: Array
+    bias: Array
+
+    @property
+    def model(self) -> Array:
+        """The released model, shape (scores, d), if each score has an offset of its own."""
+        return np.hstack([self.weight, self.bias[:, None]])
 
 
-def _fit_number(steps: Descent, inputs: Array, targets: Array, model: Array) -> Fit:
-    """Return the fit of a model of numbers; arguments as of `_fit_classes`."""
-    law = law_of_number(inputs, targets)
-    return Fit(estimate(Design(steps, inputs, law), model), inputs, np.abs(law.residuals), np.ones((1, 1)))
+def _fit_classes(label: Any, run: PublicRun) -> Fit:
+    """Return the fit of a model of classes."""
+    law = ClassLaw(len(run.bias))
+    result = estimate(Design(run.steps, run.inputs, law), law.basis.T @ run.model)
+    return Fit(result, run.inputs, np.zeros(0), law.basis[1:] - law.basis[0], label.words[1:])
+
+
+def _fit_number(label: Any, run: PublicRun) -> Fit:
+    """Return the fit of a model of numbers."""
+    law = law_of_number(run.inputs, run.targets)
+    result = estimate(Design(run.steps, run.inputs, law), run.model)
+    return Fit(result, run.inputs, np.abs(law.residuals), np.ones((1, 1)), [label.column.name])
+
+
+def _fit_hazards(label: Any, run: PublicRun) -> Fit:
+    """Return the fit of a model of hazards."""
+    model = np.concatenate([run.weight[0], run.bias])
+    result = hazard_estimate(label, run.steps, run.inputs, run.targets, model)
+    names = label.scores(run.weight, run.bias).names
+    return Fit(result, run.inputs, np.zeros(0), np.ones((1, 1)), names)
 
 
 def law_of_number(inputs: Array, targets: Array) -> NumberLaw:
@@ -157,12 +197,11 @@ def law_of_number(inputs: Array, targets: Array) -> NumberLaw:
 
 def _report(task: Tables, fit: Fit) -> dict[str, Any]:
     """Return the table of coefficients with their intervals, as JSON."""
-    rows, half = list[dict[str, Any]](), _normal(LEVEL)
-    label, each_contrast = task.schema.outcome, contrasts_of(task.schema, fit.inputs)
+    rows, half, label = list[dict[str, Any]](), _normal(LEVEL), _label(task)
+    each_contrast = contrasts_of(task.schema, fit.inputs)
     factors, (offset, scale) = np.array([each.factors for each in each_contrast]), label.unit
-    names = label.words[1:] or [each.name for each in label.columns]
-    for name, output in zip(names, fit.outputs, strict=True):
-        values, errors = spread(fit.estimate, factors, np.broadcast_to(output, (len(factors), len(output))))
+    for name, output in zip(fit.names, fit.outputs, strict=True):
+        values, errors = spread(fit.linear, factors, np.broadcast_to(output, (len(factors), len(output))))
         for contrast, value, error in zip(each_contrast, scale * values, half * scale * errors, strict=True):
             middle = value + offset * (contrast.column == INTERCEPT)
             ends = {"value": middle, "low": middle - error, "high": middle + error}
@@ -174,6 +213,25 @@ def _report(task: Tables, fit: Fit) -> dict[str, Any]:
         "clipped": round(fit.estimate.clipped_share, 4),
         "information": round(fit.estimate.information, 4),
         "coefficients": rows,
+        **LAWS[label.law].fields(task, fit),
+    }
+
+
+def _label(task: Tables) -> Any:
+    """Return the label of a task, with the attributes that its law needs."""
+    return task.schema.outcome
+
+
+def _baseline(task: Tables, fit: Fit) -> dict[str, Any]:
+    """Return the survival where each column adds its mean, with its intervals, as JSON."""
+    ends = _label(task).ends
+    bands = curves(fit.estimate, means_of(task.schema)[None], len(ends), _normal(LEVEL))
+    rows = zip(ends, *(band[0].tolist() for band in bands), strict=True)
+    return {
+        "baseline": [
+            {"time": end, "value": _finite(value), "low": _finite(low), "high": _finite(high)}
+            for end, value, low, high in rows
+        ]
     }
 
 
@@ -184,6 +242,7 @@ def _finite(value: float) -> float | None:
 def interval_columns(folder: Path, task: Any, data: object, level: float) -> dict[str, NDArray[Any]]:
     """Return estimates of a run's predictions with their intervals, by column name, shape (n,) each.
 
+    Of a time there are the median time and the survival at the end of each interval as `..._estimate`, `..._low` and `..._high`.
     Of a number there are `estimate`, the mean of rows like this one without noise and clipping, with `low` and `high`, and
     `new_low` and `new_high` of a single new row. Of a class there are `estimate`, `low` and `high` of the probability of the
     class that the model predicts. They are NaN for a row with a word or a bin that no public row has.
@@ -212,35 +271,34 @@ def interval_columns(folder: Path, task: Any, data: object, level: float) -> dic
     inputs = task.encode(data).numpy().astype(float)
     inputs = np.hstack([inputs, np.ones((len(inputs), 1))])
     estimate = ModelEstimate(arrays["coefficients"], arrays["covariance"], arrays["span"], 0.0, 1.0)
-    scores = inputs @ np.hstack([model["weight"], model["bias"][:, None]]).T.astype(float)
-    _, columns = LAWS[task.schema.outcome.law]
-    return columns(
-        PredictedRows(estimate, inputs, scores, arrays["residuals"], task.schema.outcome.unit), level
-    )
+    label = task.schema.outcome
+    return LAWS[label.law].columns(PredictedRows(estimate, inputs, model, arrays["residuals"], label), level)
 
 
 @dataclass(frozen=True)
 class PredictedRows:
-    """PredictedRows to predict.
+    """Rows to predict.
 
     Attributes:
       estimate: of the true model.
       inputs: with their 1 last, shape (n, d).
-      scores: outputs of the released model, shape (n, outputs).
+      model: arrays of the released model by name.
       residuals: sizes of the public rows' residuals, shape (m,); empty for classes.
-      unit: offset and scale of the label.
+      label: of the model.
     """
 
     estimate: ModelEstimate
     inputs: Array
-    scores: Array
+    model: Mapping[str, Array]
     residuals: Array
-    unit: tuple[float, float]
+    label: Any
 
 
 def _of_classes(rows: PredictedRows, level: float) -> dict[str, NDArray[Any]]:
     """Return the probability of the class that the model predicts, with its interval, which is symmetric in its log odds."""
-    basis, classes = contrasts(rows.scores.shape[1]), rows.scores.argmax(1)
+    weight, bias = rows.model["weight"], rows.model["bias"]
+    scores = rows.inputs @ np.hstack([weight, bias[:, None]]).T.astype(float)
+    basis, classes = contrasts(scores.shape[1]), scores.argmax(1)
     chances = softmax(rows.inputs @ rows.estimate.coefficients.T @ basis.T)
     chance = np.clip(chances[np.arange(len(classes)), classes], TINY, 1 - TINY)
     slopes = (basis[classes] - chances @ basis) / (1 - chance)[:, None]  # of the log odds by the scores
@@ -252,7 +310,7 @@ def _of_classes(rows: PredictedRows, level: float) -> dict[str, NDArray[Any]]:
 
 def _of_numbers(rows: PredictedRows, level: float) -> dict[str, NDArray[Any]]:
     """Return the mean of rows like each row, with its interval and that of a new row."""
-    (offset, scale), residuals = rows.unit, np.sort(rows.residuals)
+    (offset, scale), residuals = rows.label.unit, np.sort(rows.residuals)
     values, errors = spread(rows.estimate, rows.inputs, np.ones((len(rows.inputs), 1)))
     rank = min(math.ceil(level * (len(residuals) + 1)), len(residuals))  # of split conformal intervals
     half = _normal(level) * errors
@@ -266,4 +324,31 @@ def _normal(level: float) -> float:
     return NormalDist().inv_cdf((1 + level) / 2)
 
 
-LAWS = {"classes": (_fit_classes, _of_classes), "number": (_fit_number, _of_numbers)}  # by `law` of a label
+def _of_times(rows: PredictedRows, level: float) -> dict[str, NDArray[Any]]:
+    """Return the median time and the survival at the end of each interval, with their intervals."""
+    bands = curves(rows.estimate, rows.inputs, len(rows.label.ends), _normal(level))
+    columns = curve_columns(rows.label, bands)
+    unseen = is_unseen(rows.inputs, rows.estimate.span)
+    return {name: np.where(unseen, np.nan, values) for name, values in columns.items()}
+
+
+@dataclass(frozen=True)
+class Law:
+    """Law of a label.
+
+    Attributes:
+      fit: returns the fit of the true model; raises ArithmeticError where there is none.
+      columns: returns estimates of predictions with their intervals of a level.
+      fields: returns more fields of the report.
+    """
+
+    fit: Callable[[Any, PublicRun], Fit]
+    columns: Callable[[PredictedRows, float], dict[str, NDArray[Any]]]
+    fields: Callable[[Tables, Fit], Mapping[str, Any]] = lambda task, fit: {}
+
+
+LAWS = {
+    "classes": Law(_fit_classes, _of_classes),
+    "number": Law(_fit_number, _of_numbers),
+    "hazards": Law(_fit_hazards, _of_times, _baseline),
+}  # by `law` of a label

@@ -1,7 +1,7 @@
 """Outcomes of a table's label given a row's scores: their probabilities and the clipped gradients of the loss.
 
-A row with inputs x has the scores theta x. The gradient of its loss is an error vector e times x, of length |e| |x|, which
-DP-SGD clips. An outcome is a possible label of the row; its probability follows from the scores of the true model.
+DP-SGD clips the gradient of a row's loss, which follows from the errors, the derivatives of the loss by the row's scores. An
+outcome is a possible label of the row; its probability follows from the scores of the true model.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from functools import cached_property
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from .layouts import Array, Layout, SeparateScores, SharedScore
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,9 @@ class Errors:
       chances: probability of each outcome, shape (m, k).
       slopes: derivative of the probabilities by the true scores, shape (m, k, c).
       errors: derivative of the loss by the scores, shape (m, k, c).
-      by_score: derivative of the errors by the scores, the same for all outcomes, shape (m, c, c).
+      by_score: derivative of the errors by the scores, shape (m, c, c), of those that an outcome depends on.
       by_truth: derivative of the errors by the true scores, shape (m, c, c).
+      depends: 1 where an outcome's error depends on a score, else 0, shape (k, c).
     """
 
     chances: Array
@@ -33,6 +33,7 @@ class Errors:
     errors: Array
     by_score: Array
     by_truth: Array
+    depends: Array
 
 
 class Outcomes(Protocol):
@@ -51,8 +52,12 @@ class Outcomes(Protocol):
         """Return the outcomes of rows whose scores are `scores`, and by the true model `truth`, shape (m, c) each."""
         ...
 
+    def layout(self, inputs: Array) -> Layout:
+        """Return the layout of the model's parameters over rows with these inputs, shape (m, d)."""
+        ...
+
     def influence(self, inputs: Array) -> Array:
-        """Return how each public row moves the model by which the law was fitted, times their number, shape (m, c d)."""
+        """Return how each public row moves the model by which the law was fitted, times their number, shape (m, p)."""
         ...
 
 
@@ -75,7 +80,12 @@ class NumberLaw:
         ones = np.ones((len(scores), 1))
         errors = 2 * (scores - truth - self.residuals[:, None])
         twos = np.full((len(scores), 1, 1), 2.0)
-        return Errors(ones, np.zeros((len(scores), 1, 1)), errors[:, None, :], twos, -twos)
+        slopes = np.zeros((len(scores), 1, 1))
+        return Errors(ones, slopes, errors[:, None, :], twos, -twos, np.ones((1, 1)))
+
+    def layout(self, inputs: Array) -> Layout:
+        """Return the layout of a model with one score."""
+        return SeparateScores(inputs, 1)
 
     def influence(self, inputs: Array) -> Array:
         """Return how each public row moves the fit by least squares, times their number, shape (m, d)."""
@@ -123,7 +133,11 @@ class ClassLaw:
         errors = (now @ basis)[:, None, :] - basis[None]
         mean = now @ basis
         by_score = np.einsum("mk,kc,kb->mcb", now, basis, basis) - mean[:, :, None] * mean[:, None, :]
-        return Errors(true, slopes, errors, by_score, np.zeros_like(by_score))
+        return Errors(true, slopes, errors, by_score, np.zeros_like(by_score), np.ones(basis.shape))
+
+    def layout(self, inputs: Array) -> Layout:
+        """Return the layout of a model with a score for each contrast."""
+        return SeparateScores(inputs, self.scores)
 
     def influence(self, inputs: Array) -> Array:
         """Return zeros: the law follows from the true model alone."""
@@ -136,19 +150,80 @@ def softmax(logits: Array) -> Array:
     return powers / powers.sum(1, keepdims=True)
 
 
-def clipped(errors: Array, lengths: Array, clip: float) -> tuple[Array, Array]:
-    """Return errors of rows whose gradients are clipped, shape (m, k, c), and the derivative, shape (m, k, c, c).
+@dataclass(frozen=True)
+class HazardLaw:
+    """Law of a survival time: the event in an interval, or a censoring after the row has lived through some of them.
+
+    The outcomes are the event in each of c intervals, and then the censorings after 0 to c intervals. A row is censored as the
+    public rows are, whatever its inputs.
+
+    Attributes:
+      censored: share of the rows at risk in an interval that are censored before they have lived through it, shape (c,).
+      offsets: log-odds of the hazards with which the model starts, shape (c,).
+    """
+
+    censored: Array
+    offsets: Array
+
+    @property
+    def scores(self) -> int:
+        """Number of intervals."""
+        return len(self.offsets)
+
+    @cached_property
+    def lived(self) -> Array:
+        """Intervals of each outcome whose hazard it has faced, shape (2 c + 1, c), 0 or 1."""
+        count = self.scores
+        return np.vstack([np.tri(count), np.tri(count + 1, count, -1)])
+
+    @cached_property
+    def occurred(self) -> Array:
+        """Interval of the event of each outcome, shape (2 c + 1, c), 0 or 1."""
+        return np.vstack([np.eye(self.scores), np.zeros((self.scores + 1, self.scores))])
+
+    @cached_property
+    def open(self) -> Array:
+        """Probability of each outcome's censoring, and of none before, shape (2 c + 1,)."""
+        still = np.concatenate([[1.0], np.cumprod(1 - self.censored)])
+        return np.concatenate([still[1:], still[:-1] * self.censored, still[-1:]])
+
+    def errors(self, scores: Array, truth: Array) -> Errors:
+        """Return each outcome of each row; see `Outcomes`."""
+        now, true = expit(scores), expit(truth)
+        chances = self.open * np.exp(truth @ self.occurred.T - np.logaddexp(0, truth) @ self.lived.T)
+        slopes = chances[:, :, None] * (self.occurred - self.lived * true[:, None, :])
+        by_score = (now * (1 - now))[:, :, None] * np.eye(self.scores)
+        errors = self.lived * now[:, None, :] - self.occurred
+        return Errors(chances, slopes, errors, by_score, np.zeros_like(by_score), self.lived)
+
+    def layout(self, inputs: Array) -> Layout:
+        """Return the layout of a model with one score and an offset for each interval."""
+        return SharedScore(inputs, self.offsets)
+
+    def influence(self, inputs: Array) -> Array:
+        """Return zeros: the hazards follow from the true model alone."""
+        return np.zeros((len(inputs), inputs.shape[1] - 1 + self.scores))
+
+
+def expit(scores: Array) -> Array:
+    """Return probabilities of log-odds."""
+    return np.exp(-np.logaddexp(0, -scores))
+
+
+def clipped(law: Errors, dual: Array, clip: float) -> tuple[Array, Array]:
+    """Return errors of rows whose gradients are clipped, shape (m, k, c), and their mean derivative, shape (m, c, c).
 
     Args:
-      errors: shape (m, k, c).
-      lengths: length of each row's inputs, shape (m,).
+      law: of the rows' outcomes; the derivative is by errors that `by_score` and `by_truth` change.
+      dual: of the errors, as `Layout.dual` returns it.
       clip: largest length of a gradient; infinite without clipping.
     """
-    norms = np.linalg.norm(errors, axis=2)
-    limits = (clip / lengths)[:, None]
-    is_clipped = norms > limits
-    safe = np.where(is_clipped, norms, 1.0)
-    factors = np.where(is_clipped, limits / safe, 1.0)
-    directions = np.where(is_clipped[:, :, None], errors / safe[:, :, None], 0.0)
-    unit = np.eye(errors.shape[2]) - directions[:, :, :, None] * directions[:, :, None, :]
-    return factors[:, :, None] * errors, factors[:, :, None, None] * unit
+    errors = law.errors
+    squares = np.einsum("mkc,mkc->mk", errors, dual)
+    is_clipped = squares > clip**2
+    safe = np.where(is_clipped, squares, 1.0)
+    factors = np.where(is_clipped, clip / np.sqrt(safe), 1.0)[:, :, None]
+    weights = law.chances[:, :, None] * factors
+    along = np.where(is_clipped, 1 / safe, 0.0)[:, :, None] * dual * law.depends
+    whole = np.einsum("mkc,kc->mc", weights, law.depends)[:, :, None] * np.eye(errors.shape[2])
+    return factors * errors, whole - (weights * errors).transpose(0, 2, 1) @ along

@@ -55,7 +55,7 @@ class SurvivalTimes:
     words = ()
     weighted = ()
     weights = ()
-    law = ""
+    law = "hazards"  # of intervals, see tables/intervals.py
     directed = True
     unit = (0.0, 1.0)
     # Its mean over records is the sum of the hazards that they live through, which at the fit is the share with an event.
@@ -85,11 +85,16 @@ class SurvivalTimes:
         """Name of the event: its column and the second word."""
         return f"{self.event.name} {self.event.words[1]}"
 
+    @property
+    def start(self) -> float:
+        """Log-odds of the event in each interval before the training."""
+        hazard = 1 - SURVIVAL ** (1 / len(self.ends))
+        return float(np.log(hazard / (1 - hazard)))
+
     def head(self, inputs: int) -> nn.Module:
         from .one_score import one_score
 
-        hazard = 1 - SURVIVAL ** (1 / len(self.ends))
-        return one_score(inputs, [float(np.log(hazard / (1 - hazard)))] * len(self.ends))
+        return one_score(inputs, [self.start] * len(self.ends))
 
     def empty(self, rows: int) -> Array:
         return np.empty((rows, 2), dtype=np.float32)
@@ -141,7 +146,7 @@ class SurvivalTimes:
         # log(1 - hazard) is -log(1 + e^z).
         return np.exp(-np.cumsum(np.logaddexp(0, outputs.astype(np.float64)), 1))
 
-    def _medians(self, curves: NDArray[np.float64]) -> NDArray[np.float64]:
+    def medians(self, curves: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the time at which half survive, shape (n,), on straight lines between ends; infinite after the last."""
         curves = np.hstack([np.ones((len(curves), 1)), curves])
         times = np.array([0.0, *self.ends])
@@ -155,14 +160,14 @@ class SurvivalTimes:
 
     def predictions(self, outputs: Array) -> dict[str, Array]:
         curves = self._curves(outputs)
-        columns: dict[str, Array] = {f"median_{self.time.name}": self._medians(curves)}
+        columns: dict[str, Array] = {f"median_{self.time.name}": self.medians(curves)}
         return columns | {
             f"survival_at_{end:g}": curve for end, curve in zip(self.ends, curves.T, strict=True)
         }
 
     def answers(self, outputs: Tensor) -> dict[str, Array]:
         curves = self._curves(outputs.numpy())
-        return {PREDICTED: np.minimum(self._medians(curves), self.ends[-1]), SCORE: 1 - curves[:, -1]}
+        return {PREDICTED: np.minimum(self.medians(curves), self.ends[-1]), SCORE: 1 - curves[:, -1]}
 
     def explained(self, outputs: Tensor) -> Tensor | None:
         return None

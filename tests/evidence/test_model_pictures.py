@@ -97,4 +97,9 @@ def test_curves_of_survival_have_a_key_and_their_ends(kept: Path) -> None:
     shown = texts_of(page)
     assert shown["/survival/columns/0/curves/1/of"] == "yes"
     assert shown["/survival/columns/0/curves/1/survival/1"] == "75 %"
+    band = {"time": 30.0, "value": 0.6, "low": 0.5, "high": 0.7}
+    table = {"confidence": 0.95, "rows": 9, "clipped": 0.5, "information": 1.0, "coefficients": []}
+    with_band = validated({**report, "coefficients": {**table, "baseline": [band]}})
+    assert model_pictures(with_band)["survival-0"].count('class="interval') == 1
+    assert "intervals of the dashed curve" in page_of(with_band)
     assert shown["/survival/baseline/1"] == "62.5 %" and '<i class="key epsilon"></i>' in page

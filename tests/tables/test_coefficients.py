@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedveil.tables.coefficients import INTERCEPT, contrasts_of
+from fedveil.tables.coefficients import INTERCEPT, contrasts_of, means_of
 from fedveil.tasks.shapes import shapes
 from fedveil.tasks.table_schema import read_schema
 
@@ -34,6 +34,7 @@ def values_of(folder: Path, text: str) -> tuple[dict[tuple[str, str], float], di
     contrasts = contrasts_of(schema, rows)
     picture = shapes(schema, model[None, :-1], model[-1:], lines=True)
     by_name = {(each.column, each.of): float(each.factors @ model) for each in contrasts}
+    assert means_of(schema) @ model == pytest.approx(picture["intercept"][0], abs=1e-6)
     return by_name, {each["column"]: each for each in picture["shapes"]} | {"": picture}
 
 

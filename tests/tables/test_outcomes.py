@@ -4,27 +4,28 @@ import numpy as np
 import pytest
 import torch
 
-from fedveil.tables.outcomes import ClassLaw, NumberLaw, Outcomes, clipped, contrasts
+from fedveil.tables.outcomes import ClassLaw, HazardLaw, NumberLaw, Outcomes, clipped, contrasts
 
 STEP = 1e-6
-LAWS = [NumberLaw(np.array([0.3, -1.0, 0.1, 0.6])), ClassLaw(2), ClassLaw(4)]
+HAZARDS = HazardLaw(np.array([0.1, 0.3, 0.2]), np.array([-1.0, -0.5, 0.0]))
+LAWS = [NumberLaw(np.array([0.3, -1.0, 0.1, 0.6])), ClassLaw(2), ClassLaw(4), HAZARDS]
 
 
-@pytest.mark.parametrize("law", LAWS, ids=["number", "two classes", "four classes"])
+@pytest.mark.parametrize("law", LAWS, ids=["number", "two classes", "four classes", "hazards"])
 @pytest.mark.parametrize("clip", [0.4, 1e9], ids=["clipped", "whole"])
 def test_derivatives_of_the_mean_error_equal_differences(law: Outcomes, clip: float) -> None:
     stream = np.random.default_rng(0)
     scores, truth = stream.standard_normal((2, 4, law.scores))
-    lengths = np.array([1.0, 1.5, 2.0, 1.2])
+    layout = law.layout(np.array([[0.1, 1.0], [1.1, 1.0], [-1.7, 1.0], [0.7, 1.0]]))
 
     def mean(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
         errors = law.errors(scores, truth)
-        return np.einsum("mk,mkc->mc", errors.chances, clipped(errors.errors, lengths, clip)[0])
+        return np.einsum("mk,mkc->mc", errors.chances, clipped(errors, layout.dual(errors.errors), clip)[0])
 
     errors = law.errors(scores, truth)
-    cut, jacobian = clipped(errors.errors, lengths, clip)
-    assert np.linalg.norm(cut, axis=2).max() <= clip / lengths.min() + 1e-12
-    weighted = np.einsum("mk,mkcb->mcb", errors.chances, jacobian)
+    assert np.allclose(errors.chances.sum(1), 1)
+    cut, weighted = clipped(errors, layout.dual(errors.errors), clip)
+    assert np.sqrt((cut * layout.dual(cut)).sum(2).max()) <= clip + 1e-12
     by_truth = weighted @ errors.by_truth + np.einsum("mkc,mkb->mcb", cut, errors.slopes)
     for axis in range(law.scores):
         step = STEP * np.eye(law.scores)[axis]
