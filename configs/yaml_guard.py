@@ -54,7 +54,7 @@ def composed(path: Path, limits: Limits) -> yaml.Node | None:
     except UnicodeDecodeError as error:
         raise Refusal("file", name, f"is not UTF-8 (byte {error.start}); save it as UTF-8") from None
     try:
-        root: yaml.Node | None = yaml.compose(text, Loader=LOADER)
+        root = _compose(text)
         is_small = root is None or _num_nodes(root, {}, ()) <= limits.values
     except yaml.MarkedYAMLError as error:
         raise Refusal("file", name, yaml_sentence(error)) from None
@@ -63,6 +63,14 @@ def composed(path: Path, limits: Limits) -> yaml.Node | None:
     if not is_small:
         raise Refusal("file", name, f"its aliases expand to more than {limits.values} values")
     return root
+
+
+def _compose(text: str) -> yaml.Node | None:
+    """Return the nodes of a YAML text; raise YAML's error, as PyYAML's own parser says it."""
+    try:
+        return yaml.compose(text, Loader=LOADER)
+    except yaml.YAMLError:
+        return yaml.compose(text, Loader=yaml.SafeLoader)
 
 
 def yaml_sentence(error: yaml.MarkedYAMLError) -> str:

@@ -64,5 +64,5 @@ def test_configuration_with_a_key_twice_is_refused(tmp_path: Path) -> None:
 def test_deep_nesting_is_refused(tmp_path: Path) -> None:
     deep = tmp_path / "deep.yaml"
     deep.write_text("a: " + "[" * 5000 + "]" * 5000)
-    with pytest.raises(Refusal, match=r"nesting|cannot be read as YAML"):
+    with pytest.raises(Refusal, match="cannot be read as YAML"):
         check_file(deep)
