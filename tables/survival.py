@@ -217,7 +217,7 @@ def survival(declared: DeclaredLabel) -> SurvivalTimes:
     if time.categories or time.low < 0:
         raise Refusal(keys.field("time"), time.name, "must hold numbers, with low and high of at least 0")
     if len(event.categories) != 2:
-        remedy = "must have two categories; the second says that the event occurred"
+        remedy = 'must have two categories, such as categories: ["0", "1"]; the second says that the event occurred'
         raise Refusal(keys.field("event"), event.name, remedy)
     bins = declared.values.get("bins", str(BINS))
     ends = _ends(keys, bins, time)
