@@ -22,9 +22,12 @@ from ..tables.hazard_intervals import curves
 from ..tables.intervals import LEVEL, law_of_number
 from ..tables.layouts import Array, SharedScore
 from ..tables.outcomes import ClassLaw, HazardLaw
+from ..tasks.table_basis import SMOOTHING, basis
 
 DELTA, CLIP, SHARE, ROUNDS = 1e-5, 0.5, 0.1, 100
 NORMAL = 1.959963984540054
+WAVE = 2.0  # angle of a smooth column's wave at the end of its range
+WEAK = 1e-2  # share of the largest singular value: weaker directions of bins are not in the true model
 NEW_ROWS = 50  # whose predictions are covered or not, in each federation
 
 
@@ -40,6 +43,7 @@ class Case:
       epsilon: target; infinite without noise and clipping.
       strength: factor of the true coefficients.
       shape: law of a number's errors, normal or exponential.
+      bins: of each number of an additive model; 0 for a linear one.
     """
 
     classes: int
@@ -50,6 +54,27 @@ class Case:
     strength: float = 1.0
     shape: str = "normal"
     intervals: int = 0
+    bins: int = 0
+
+    def rows(self, count: int, stream: np.random.Generator) -> Array:
+        """Return rows as the model reads them, with their 1 last, shape (count, inputs)."""
+        rows, numbers = rows_of(count, self.columns, stream), self.columns // 2
+        if not self.bins:
+            return rows
+        codes = np.minimum(((rows[:, :numbers] + 1) / 2 * self.bins).astype(int), self.bins - 1)
+        smooth = basis(self.bins, SMOOTHING).astype(float)[codes].reshape(count, -1)
+        return np.hstack([smooth, rows[:, numbers:]])
+
+    @property
+    def first(self) -> Array:
+        """Coefficients of the last class, or of a number before their scale, shape (inputs,): waves of smooth columns."""
+        first = self.strength * np.append(np.linspace(-1, 1, self.columns), 0.2)
+        if not self.bins:
+            return first
+        middles = (np.arange(self.bins) + 0.5) / self.bins * 2 - 1
+        inverse = np.linalg.pinv(basis(self.bins, SMOOTHING).astype(float), rcond=WEAK)
+        waves = [inverse @ np.sin(WAVE * middles + number) for number in range(self.columns // 2)]
+        return np.concatenate([self.strength * np.concatenate(waves), first[self.columns // 2 :]])
 
 
 def steps_of(case: Case) -> Descent:
@@ -131,8 +156,8 @@ def labels_of(case: Case, truth: Array, inputs: Array, stream: np.random.Generat
 
 
 def truth_of(case: Case) -> Array:
-    """Return the true model, shape (outputs, columns + 1); the first of several classes has scores of 0."""
-    first = case.strength * np.append(np.linspace(-1, 1, case.columns), 0.2)
+    """Return the true model, shape (outputs, inputs); the first of several classes has scores of 0."""
+    first = case.first
     if not case.classes:
         return 0.3 * first[None]
     return np.array([first * number / (case.classes - 1) for number in range(case.classes)])
@@ -160,9 +185,9 @@ def coverage(case: Case, federations: int, seed: int = 0) -> Coverage:
     """Return the coverage of intervals of level 0.95 over some federations."""
     stream, steps, truth = np.random.default_rng(seed), steps_of(case), truth_of(case)
     difference = np.eye(max(case.classes, 1))[-1:] - (np.eye(case.classes)[:1] if case.classes else 0)
-    new, hits, clipped, failures = rows_of(NEW_ROWS, case.columns, stream), [], [], 0
+    new, hits, clipped, failures = case.rows(NEW_ROWS, stream), [], [], 0
     for _ in range(federations):
-        inputs, public = (rows_of(each, case.columns, stream) for each in (case.records, case.public))
+        inputs, public = (case.rows(each, stream) for each in (case.records, case.public))
         released = descended(steps, inputs, labels_of(case, truth, inputs, stream), case.classes, stream)
         try:
             if case.classes:
@@ -176,14 +201,14 @@ def coverage(case: Case, federations: int, seed: int = 0) -> Coverage:
         except (ArithmeticError, np.linalg.LinAlgError):
             failures += 1
             continue
-        wanted = np.vstack([np.eye(case.columns + 1), new])
+        wanted = np.vstack([np.eye(truth.shape[1]), new])
         errors = wanted @ (to_score @ fit.coefficients - difference @ truth)[0]
         whole = np.kron(to_score, wanted)
         sizes = np.sqrt(np.einsum("np,pq,nq->n", whole, fit.covariance, whole, optimize=True))
         hits.append(np.abs(errors) < NORMAL * sizes)
         clipped.append(fit.clipped_share)
     shares = np.mean(hits, axis=0)
-    parts = shares[: case.columns + 1], shares[case.columns + 1 :]
+    parts = shares[:-NEW_ROWS], shares[-NEW_ROWS:]
     return Coverage(
         coefficients=float(parts[0].mean()),
         predictions=float(parts[1].mean()),
@@ -273,6 +298,8 @@ CASES = {
     "two classes, 736 records": Case(2, 736, 184, 8),
     "two classes, strong": Case(2, strength=2.0),
     "three classes": Case(3),
+    "additive, number": Case(0, public=1000, bins=16),
+    "additive, two classes": Case(2, public=1000, bins=16),
 }
 
 

@@ -3,7 +3,9 @@
 The steps are those of DP-SGD on the records of all clients together: mean gradients, clipped by record, with noise, and
 momentum at the server. Without noise they lead from the first model to a point that depends on the true model, the clip, the inputs and
 the number of rounds: `released_model`. `estimate` inverts them, which removes the bias of
-clipping and of training that has not converged (indirect inference: Gourieroux, Monfort and Renault 1993). The covariance
+clipping and of training that has not converged (indirect inference: Gourieroux, Monfort and Renault 1993). Where the steps say
+little, as of a rare word or of a bend of a smooth shape, a wide prior keeps the estimate finite: it is the process of Gauss
+whose inputs `tasks.table_basis` gives (Rasmussen and Williams 2006). The covariance
 of the estimate follows from the linearised steps. It has three parts: the noise of each round with the draw of its records,
 the records themselves (a sandwich: Huber 1967), and the public rows, which stand for the distribution of the inputs.
 """
@@ -21,8 +23,9 @@ from .outcomes import Errors, Outcomes, clipped
 
 MAX_ITERATIONS = 30
 MAX_HALVINGS = 12  # of a step that leads further from the released model
-TOLERANCE = 1e-8  # of the largest change in a step of Newton's method
-ROUNDING = 1e-12
+TOLERANCE = 1e-4  # of a step, squared and in standard errors
+SMALLEST = 1e-4  # eigenvalue of a covariance by its largest: a hundredth of a deviation is lost in the linearised steps
+PRIOR = 2.5  # standard deviation of a coefficient before the run: the scale of Gelman et al. 2008, of inputs in -1 .. 1
 
 
 @dataclass(frozen=True)
@@ -82,14 +85,14 @@ class Design:
 
 @dataclass(frozen=True)
 class ModelEstimate:
-    """Estimate of the true model, without noise and bias.
+    """Estimate of the true model, without noise and bias of the steps.
 
     Attributes:
       coefficients: in the shape of the model: (c, d) for c scores and d inputs, see `layouts`.
       covariance: of the flattened coefficients, shape (p, p).
       span: orthonormal directions of the inputs that public rows have, shape (d, rank).
       clipped_share: share of gradients that were clipped in the last step.
-      information: smallest derivative of the released model by the true one, over all directions.
+      information: share of what is known of the least known direction that is not the prior's, in [0, 1].
     """
 
     coefficients: Array
@@ -99,27 +102,66 @@ class ModelEstimate:
     information: float
 
 
-def path(design: Design, truth: Array) -> Array:
-    """Return the models before and after each round without noise, shape (rounds + 1, ...); `truth` has a model's shape."""
-    steps = design.steps
-    models, velocity = np.zeros((steps.rounds + 1, *truth.shape)), np.zeros_like(truth)
-    models[0] = design.layout.start
-    for number in range(steps.rounds):
-        law, errors, _ = design.errors(models[number], truth)
-        gradient = design.layout.gradient(np.einsum("mk,mkc->mc", law.chances, errors))
-        velocity = steps.momentum * velocity + steps.rate * gradient
-        models[number + 1] = models[number] - velocity
-    return models
+@dataclass(frozen=True)
+class _Path:
+    """Steps of a run without noise for one true model.
+
+    Attributes:
+      design: of the run.
+      truth: the true model, in its shape.
+    """
+
+    design: Design
+    truth: Array
+
+    @cached_property
+    def models(self) -> Array:
+        """Models before and after each round, shape (rounds + 1, ...)."""
+        design, truth, steps = self.design, self.truth, self.design.steps
+        models, velocity = np.zeros((steps.rounds + 1, *truth.shape)), np.zeros_like(truth)
+        models[0] = design.layout.start
+        for number in range(steps.rounds):
+            law, errors, _ = design.errors(models[number], truth)
+            gradient = design.layout.gradient(np.einsum("mk,mkc->mc", law.chances, errors))
+            velocity = steps.momentum * velocity + steps.rate * gradient
+            models[number + 1] = models[number] - velocity
+        return models
+
+    @property
+    def released(self) -> Array:
+        """Model that the steps release."""
+        return np.asarray(self.models[-self.design.steps.averaged :].mean(0), dtype=np.float64)
+
+    def backwards(self) -> Iterator[_Step]:
+        """Yield the steps, the last one first, with the derivative of the released model by each gradient."""
+        design, steps, unit = self.design, self.design.steps, np.eye(self.truth.size)
+        by_model, by_velocity = steps.weight(steps.rounds) * unit, np.zeros_like(unit)
+        for number in reversed(range(steps.rounds)):
+            law, errors, mean = design.errors(self.models[number], self.truth)
+            by_truth = mean @ law.by_truth + np.einsum("mkc,mkb->mcb", errors, law.slopes)
+            by_velocity = steps.momentum * by_velocity - by_model
+            gain = steps.rate * by_velocity
+            yield _Step(number + 1, law, errors, gain, design.layout.mean_outer(by_truth))
+            by_model = (
+                steps.weight(number) * unit + by_model + gain @ design.layout.mean_outer(mean @ law.by_score)
+            )
+
+    @cached_property
+    def slope(self) -> Array:
+        """Derivative of the released model by the true one, in the directions of the rows, shape (p, p)."""
+        basis = self.design.layout.basis
+        whole = np.sum([each.gain @ each.by_truth for each in self.backwards()], axis=0)
+        return np.asarray(basis.T @ whole @ basis, dtype=np.float64)
 
 
 def released_model(design: Design, truth: Array) -> Array:
     """Return the model that the steps release without noise, for a true model of its shape."""
-    return path(design, truth)[-design.steps.averaged :].mean(0)
+    return _Path(design, truth).released
 
 
 @dataclass(frozen=True)
 class _Step:
-    """One step of the path and its derivatives.
+    """One step of a path and its derivatives.
 
     Attributes:
       number: of the round, from 1.
@@ -136,64 +178,88 @@ class _Step:
     by_truth: Array
 
 
-def _backwards(design: Design, truth: Array) -> Iterator[_Step]:
-    """Yield the steps of a path, the last one first, with the derivative of the released model by each gradient."""
-    steps, models, unit = design.steps, path(design, truth), np.eye(truth.size)
-    by_model, by_velocity = steps.weight(steps.rounds) * unit, np.zeros_like(unit)
-    for number in reversed(range(steps.rounds)):
-        law, errors, mean = design.errors(models[number], truth)
-        by_truth = mean @ law.by_truth + np.einsum("mkc,mkb->mcb", errors, law.slopes)
-        by_velocity = steps.momentum * by_velocity - by_model
-        gain = steps.rate * by_velocity
-        yield _Step(number + 1, law, errors, gain, design.layout.mean_outer(by_truth))
-        by_model = (
-            steps.weight(number) * unit + by_model + gain @ design.layout.mean_outer(mean @ law.by_score)
-        )
-
-
-def estimate(design: Design, released: Array) -> ModelEstimate:
-    """Return the estimate of the true model whose path leads to a released model, by Newton's method.
+def estimate(design: Design, released: Array, prior: float = PRIOR) -> ModelEstimate:
+    """Return the most probable true model for a released model, by steps of Gauss and Newton.
 
     Args:
       design: of the run.
       released: released model.
+      prior: standard deviation of a coefficient before the run; infinite without a prior.
 
     Raises:
-      ArithmeticError: no true model leads to the released one.
+      ArithmeticError: the steps do not converge.
     """
     basis = design.layout.basis
-    truth = (basis @ (basis.T @ released.ravel())).reshape(released.shape)
-    missing = basis.T @ (released - released_model(design, truth)).ravel()
+    path = _Path(design, (basis @ (basis.T @ released.ravel())).reshape(released.shape))
+    weight = np.asarray(np.linalg.inv(_scatter(path)[0]), dtype=np.float64)
+    fit = _Fit(design, released, weight, 1 / prior**2)
     for _ in range(MAX_ITERATIONS):
-        slope = sum(each.gain @ each.by_truth for each in _backwards(design, truth))
-        change = (basis @ np.linalg.solve(basis.T @ slope @ basis, missing)).reshape(truth.shape)
-        change, missing = _shortened(design, released, truth, change, missing)
-        truth = truth + change
-        if np.abs(change).max() < TOLERANCE * max(1.0, np.abs(truth).max()):
-            return _with_covariance(design, truth)
-    raise ArithmeticError(f"no true model leads to the released one within {MAX_ITERATIONS} steps")
+        precision, change = fit.step(path)
+        if change @ precision @ change < TOLERANCE:
+            return _with_covariance(path, 1 / prior**2)
+        path = fit.shortened(path, change)
+    raise ArithmeticError(f"the steps to the true model do not converge within {MAX_ITERATIONS}")
 
 
-def _shortened(
-    design: Design, released: Array, truth: Array, change: Array, missing: Array
-) -> tuple[Array, Array]:
-    """Return a step of Newton's method, halved while it leads further away, and what is then missing; as of `estimate`."""
-    ahead = missing
-    for _ in range(MAX_HALVINGS):
-        ahead = design.layout.basis.T @ (released - released_model(design, truth + change)).ravel()
-        if np.linalg.norm(ahead) <= np.linalg.norm(missing) + ROUNDING:
-            break
-        change = change / 2
-    return change, ahead
+@dataclass(frozen=True)
+class _Fit:
+    """Fit of a true model to a released one under a prior: a coefficient is normal about its start.
+
+    Attributes:
+      design: of the run.
+      released: model of the run.
+      weight: inverse covariance of the released model in the directions of the rows, shape (p, p).
+      certainty: inverse variance of a coefficient before the run.
+    """
+
+    design: Design
+    released: Array
+    weight: Array
+    certainty: float
+
+    def step(self, path: _Path) -> tuple[Array, Array]:
+        """Return the precision of the true model, shape (p, p), and the change that the linearised path asks for, (p,)."""
+        weighted = path.slope.T @ self.weight
+        precision = weighted @ path.slope + self.certainty * np.eye(len(weighted))
+        pull = weighted @ self._missing(path) - self.certainty * self._known(path)
+        return precision, np.asarray(np.linalg.solve(precision, pull), dtype=np.float64)
+
+    def shortened(self, path: _Path, change: Array) -> _Path:
+        """Return the path of the true model after a change, halved while it leads further away."""
+        distance, ahead = self._distance(path), path
+        for _ in range(MAX_HALVINGS):
+            ahead = _Path(
+                self.design, path.truth + (self.design.layout.basis @ change).reshape(path.truth.shape)
+            )
+            if self._distance(ahead) <= distance:
+                return ahead
+            change = change / 2
+        return ahead
+
+    def _missing(self, path: _Path) -> Array:
+        return np.asarray(
+            self.design.layout.basis.T @ (self.released - path.released).ravel(), dtype=np.float64
+        )
+
+    def _known(self, path: _Path) -> Array:
+        return np.asarray(
+            self.design.layout.basis.T @ (path.truth - self.design.layout.start).ravel(), dtype=np.float64
+        )
+
+    def _distance(self, path: _Path) -> float:
+        """Return twice the negative logarithm of the posterior density, up to a constant."""
+        missing, known = self._missing(path), self._known(path)
+        return float(missing @ self.weight @ missing + self.certainty * known @ known)
 
 
-def _with_covariance(design: Design, truth: Array) -> ModelEstimate:
-    """Return the estimate with the covariance of its three parts."""
-    steps, inputs, size = design.steps, design.inputs, truth.size
-    chances = design.errors(truth, truth)[0].chances
+def _scatter(path: _Path) -> tuple[Array, float]:
+    """Return the covariance of the released model, in the directions of the rows, and the share of clipped gradients."""
+    design, steps, inputs = path.design, path.design.steps, path.design.inputs
+    size = path.truth.size
+    chances = design.errors(path.truth, path.truth)[0].chances
     slope, noise, influence = np.zeros((size, size)), np.zeros((size, size)), np.zeros((*chances.shape, size))
     drawn, clipped_share = (1 - steps.share) / (steps.share * steps.records), 0.0
-    for each in _backwards(design, truth):
+    for each in path.backwards():
         slope += each.gain @ each.by_truth
         blocks = np.einsum("mk,mkc,mkb->mcb", chances, each.errors, each.errors)
         round_noise = steps.noise**2 * np.eye(size) + drawn * design.layout.mean_outer(blocks)
@@ -207,9 +273,22 @@ def _with_covariance(design: Design, truth: Array) -> ModelEstimate:
     mean = of_rows.mean(0)
     total = np.einsum("mk,mkp,mkq->pq", chances, influence, influence, optimize=True) / len(inputs)
     public = of_rows - mean - design.law.influence(inputs) @ slope.T
-    middle = noise + (total - np.outer(mean, mean)) / steps.records + public.T @ public / len(inputs) ** 2
-    inner = design.layout.basis.T @ slope @ design.layout.basis
-    inverse = design.layout.basis @ np.linalg.inv(inner) @ design.layout.basis.T
-    information = float(np.linalg.svd(inner, compute_uv=False)[-1])
-    span = span_of(inputs)
-    return ModelEstimate(truth, inverse @ middle @ inverse.T, span, clipped_share, information)
+    whole = noise + (total - np.outer(mean, mean)) / steps.records + public.T @ public / len(inputs) ** 2
+    return _positive(design.layout.basis.T @ whole @ design.layout.basis), clipped_share
+
+
+def _positive(matrix: Array) -> Array:
+    """Return a covariance whose smallest eigenvalues are raised to where it can be inverted."""
+    values, vectors = np.linalg.eigh(matrix)
+    return np.asarray((vectors * np.maximum(values, SMALLEST * values[-1])) @ vectors.T, dtype=np.float64)
+
+
+def _with_covariance(path: _Path, certainty: float) -> ModelEstimate:
+    """Return the estimate at the end of the steps, with its covariance and information."""
+    basis, (covariance, clipped_share) = path.design.layout.basis, _scatter(path)
+    known = path.slope.T @ np.linalg.solve(covariance, path.slope)
+    inverse = np.linalg.inv(known + certainty * np.eye(len(known)))
+    information = max(0.0, float(1 - certainty * np.linalg.eigvalsh(inverse)[-1]))
+    return ModelEstimate(
+        path.truth, basis @ inverse @ basis.T, span_of(path.design.inputs), clipped_share, information
+    )

@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from ..server.checkpoint import State
 
 LEVEL = 0.95
-MAX_ROWS = 2_000  # public rows that stand for the distribution of the inputs
+MAX_ROWS = 1_000  # public rows that stand for the distribution of the inputs
 MIN_ROWS = 50
 ROWS_PER_INPUT = 3  # of a public table whose residuals stand for those of all rows
 NOT_INVERTED = (
-    "no model without noise leads to the released one: the noise is too large, or the clip too small; "
+    "the steps that lead from a true model to the released one could not be inverted; "
     "use more records, a larger epsilon or a larger privacy.max_grad_norm"
 )
 TINY = 1e-12  # least distance of a probability from 0 and 1
@@ -186,11 +186,12 @@ def law_of_number(inputs: Array, targets: Array) -> NumberLaw:
       targets: scaled labels of these rows, shape (m,).
 
     Raises:
-      ArithmeticError: there are fewer than `ROWS_PER_INPUT` rows for each independent input.
+      NoInterval: there are fewer than `ROWS_PER_INPUT` rows for each independent input.
     """
     fit, _, rank, _ = np.linalg.lstsq(inputs, targets, rcond=None)
     if len(inputs) < ROWS_PER_INPUT * rank:
-        raise ArithmeticError("too few rows")
+        held_out = f"task.held_out_file has {len(inputs)} rows for {rank} independent inputs"
+        raise NoInterval(f"{held_out}; give {ROWS_PER_INPUT} for each, or fewer bins")
     residuals = (targets - inputs @ fit) * math.sqrt(len(inputs) / (len(inputs) - rank))
     return NumberLaw(residuals)
 

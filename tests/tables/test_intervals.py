@@ -95,7 +95,7 @@ def test_noise_of_the_steps_is_that_of_a_run(tmp_path: Path) -> None:
     weight = load_file(tmp_path / "run" / "model.safetensors")["weight"][0, 3:]  # of words that no row has
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     expected = 0.1 * 500
-    noise = result["learning_rate"] * result["noise_multiplier"] * 0.5 / expected
+    noise = result["learning_rate"] * result["noise_multiplier"] * result["max_grad_norm"] / expected
     assert weight.std() == pytest.approx(noise, rel=0.2)  # 390 draws: five standard errors
 
 
