@@ -190,8 +190,8 @@ def law_of_number(inputs: Array, targets: Array) -> NumberLaw:
     """
     fit, _, rank, _ = np.linalg.lstsq(inputs, targets, rcond=None)
     if len(inputs) < ROWS_PER_INPUT * rank:
-        held_out = f"task.held_out_file has {len(inputs)} rows for {rank} independent inputs"
-        raise NoInterval(f"{held_out}; give {ROWS_PER_INPUT} for each, or fewer bins")
+        needed = f"of a number it needs {ROWS_PER_INPUT} for each independent input, at least {ROWS_PER_INPUT * rank}"
+        raise NoInterval(f"task.held_out_file has {len(inputs)} rows, and {needed}; or use task.model=linear")
     residuals = (targets - inputs @ fit) * math.sqrt(len(inputs) / (len(inputs) - rank))
     return NumberLaw(residuals)
 

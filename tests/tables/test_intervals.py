@@ -12,7 +12,7 @@ from fedveil.__main__ import run as fedveil
 from fedveil.base.refusal import Refusal
 from fedveil.benchmarks.intervals import descended
 from fedveil.tables.descent import Descent
-from fedveil.tables.intervals import interval_columns
+from fedveil.tables.intervals import interval_columns, law_of_number
 from fedveil.tables.run_steps import NoInterval, require_replies
 
 COLUMNS = "columns:\n  age: {low: 20, high: 90}\n  sex: {categories: [m, f]}\n"
@@ -133,3 +133,9 @@ def test_rounds_without_a_client_leave_no_intervals(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(NoInterval, match="a client was missing in round 2"):
         require_replies(tmp_path)
+
+
+def test_too_few_public_rows_of_a_number_name_the_remedy() -> None:
+    inputs = np.hstack([np.eye(20), np.ones((20, 1))])
+    with pytest.raises(NoInterval, match=r"has 20 rows.*at least 60; or use task\.model=linear"):
+        law_of_number(inputs, np.arange(20.0))
