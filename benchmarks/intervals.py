@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -43,6 +44,7 @@ class Case:
       epsilon: target; infinite without noise and clipping.
       strength: factor of the true coefficients.
       shape: law of a number's errors, normal or exponential.
+      weights: of the classes in the loss; empty if all are 1.
       bins: of each number of an additive model; 0 for a linear one.
     """
 
@@ -53,6 +55,7 @@ class Case:
     epsilon: float = 3.0
     strength: float = 1.0
     shape: str = "normal"
+    weights: Sequence[float] = ()
     intervals: int = 0
     bins: int = 0
 
@@ -100,7 +103,12 @@ def steps_of(case: Case) -> Descent:
 
 
 def descended(
-    steps: Descent, inputs: Array, targets: Array, classes: int, stream: np.random.Generator
+    steps: Descent,
+    inputs: Array,
+    targets: Array,
+    classes: int,
+    stream: np.random.Generator,
+    weights: Sequence[float] = (),
 ) -> Array:
     """Return the model that a run's steps release, shape (outputs, d), as the run takes them.
 
@@ -110,7 +118,9 @@ def descended(
       targets: scaled numbers or classes, shape (n,).
       classes: number of classes; 0 for a number.
       stream: of draws and noise.
+      weights: of the classes in the loss; empty if all are 1.
     """
+    by_class = np.array([*weights] or [1.0] * classes)
     outputs = classes or 1
     model, released = np.zeros((outputs, inputs.shape[1])), np.zeros((outputs, inputs.shape[1]))
     velocity, lengths = np.zeros_like(model), np.linalg.norm(inputs, axis=1)
@@ -119,7 +129,8 @@ def descended(
         scores = inputs[drawn] @ model.T
         if classes:
             powers = np.exp(scores - scores.max(1, keepdims=True))
-            errors = powers / powers.sum(1, keepdims=True) - np.eye(classes)[targets[drawn].astype(int)]
+            codes = targets[drawn].astype(int)
+            errors = by_class[codes, None] * (powers / powers.sum(1, keepdims=True) - np.eye(classes)[codes])
         else:
             errors = 2 * (scores - targets[drawn, None])
         norms = np.linalg.norm(errors, axis=1) * lengths[drawn]
@@ -188,10 +199,11 @@ def coverage(case: Case, federations: int, seed: int = 0) -> Coverage:
     new, hits, clipped, failures = case.rows(NEW_ROWS, stream), [], [], 0
     for _ in range(federations):
         inputs, public = (case.rows(each, stream) for each in (case.records, case.public))
-        released = descended(steps, inputs, labels_of(case, truth, inputs, stream), case.classes, stream)
+        labels = labels_of(case, truth, inputs, stream)
+        released = descended(steps, inputs, labels, case.classes, stream, case.weights)
         try:
             if case.classes:
-                law = ClassLaw(case.classes)
+                law = ClassLaw(case.classes, case.weights)
                 fit = estimate(Design(steps, public, law), law.basis.T @ released)
                 to_score = difference @ law.basis
             else:
@@ -297,6 +309,7 @@ CASES = {
     "two classes": Case(2),
     "two classes, 736 records": Case(2, 736, 184, 8),
     "two classes, strong": Case(2, strength=2.0),
+    "two classes, weights 1 and 4": Case(2, weights=(0.25, 1.0)),
     "three classes": Case(3),
     "additive, number": Case(0, public=1000, bins=16),
     "additive, two classes": Case(2, public=1000, bins=16),

@@ -112,8 +112,8 @@ def _released(run: Run, state: State, task: Tables) -> Fit:
     steps, examples = steps_of(run, state), task.held_out()
     if task.schema.weight is not None:
         raise NoInterval("the weights of public rows are unknown; train without weight")
-    if task.weights:
-        raise NoInterval("weights of classes move the scores; train without them")
+    if task.schema.group_weights is not None:
+        raise NoInterval("weights by group are not of the class alone; train without them")
     if task.schema.constrained:
         raise NoInterval("shapes with a direction or a bound follow no such law; remove monotone and bound")
     if not run.federation.held_out_public or len(examples) < MIN_ROWS:
@@ -158,7 +158,7 @@ class PublicRun:
 
 def _fit_classes(label: Any, run: PublicRun) -> Fit:
     """Return the fit of a model of classes."""
-    law = ClassLaw(len(run.bias))
+    law = ClassLaw(len(run.bias), label.weights)
     result = estimate(Design(run.steps, run.inputs, law), law.basis.T @ run.model)
     return Fit(result, run.inputs, np.zeros(0), law.basis[1:] - law.basis[0], label.words[1:])
 

@@ -6,6 +6,7 @@ outcome is a possible label of the row; its probability follows from the scores 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -25,7 +26,7 @@ class Errors:
       errors: derivative of the loss by the scores, shape (m, k, c).
       by_score: derivative of the errors by the scores, shape (m, c, c), of those that an outcome depends on.
       by_truth: derivative of the errors by the true scores, shape (m, c, c).
-      depends: 1 where an outcome's error depends on a score, else 0, shape (k, c).
+      depends: weight of the outcome where its error depends on a score, else 0, shape (k, c); the derivatives are over it.
     """
 
     chances: Array
@@ -109,11 +110,16 @@ def contrasts(classes: int) -> Array:
 class ClassLaw:
     """Law of a class under cross-entropy: the softmax of the true scores, which are in the basis of `contrasts`.
 
+    With weights the loss of a row is multiplied by that of its class: the steps lead to scores that are moved by the logarithms
+    of the weights, and the true ones are those before.
+
     Attributes:
       classes: number of classes, at least 2.
+      weights: of each class in the loss; empty if all are 1.
     """
 
     classes: int
+    weights: Sequence[float] = ()
 
     @property
     def scores(self) -> int:
@@ -130,10 +136,11 @@ class ClassLaw:
         basis = self.basis
         now, true = softmax(scores @ basis.T), softmax(truth @ basis.T)
         slopes = true[:, :, None] * (basis[None] - (true @ basis)[:, None, :])
-        errors = (now @ basis)[:, None, :] - basis[None]
+        weights = np.array([*self.weights] or [1.0] * self.classes)[:, None]
+        errors = weights * ((now @ basis)[:, None, :] - basis[None])
         mean = now @ basis
         by_score = np.einsum("mk,kc,kb->mcb", now, basis, basis) - mean[:, :, None] * mean[:, None, :]
-        return Errors(true, slopes, errors, by_score, np.zeros_like(by_score), np.ones(basis.shape))
+        return Errors(true, slopes, errors, by_score, np.zeros_like(by_score), weights * np.ones(basis.shape))
 
     def layout(self, inputs: Array) -> Layout:
         """Return the layout of a model with a score for each contrast."""

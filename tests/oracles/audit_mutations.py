@@ -139,6 +139,7 @@ BEYOND: dict[str, str] = {
     ),
     **dict.fromkeys(
         (
+            "estimates keep the weights of their classes",
             "a monotone shape may fall",
             "a run leaves the model that its task would change",
         ),

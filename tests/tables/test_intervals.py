@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from shared.runs import run_quietly
 
+import fedveil as fv
 from fedveil.__main__ import run as fedveil
 from fedveil.base.refusal import Refusal
 from fedveil.benchmarks.intervals import descended
+from fedveil.run.released import task_of
 from fedveil.tables.descent import Descent
 from fedveil.tables.intervals import interval_columns, law_of_number
 from fedveil.tables.run_steps import NoInterval, require_replies
+from fedveil.tasks.tables import tables_of
 
 COLUMNS = "columns:\n  age: {low: 20, high: 90}\n  sex: {categories: [m, f]}\n"
 LABELS = {"ill": "  ill: {categories: [no, yes]}\n", "cost": "  cost: {low: 0, high: 150}\n"}
@@ -118,6 +121,42 @@ def test_a_run_gives_coefficients_and_predictions_with_intervals(
         assert float(first["low"]) < 75 < float(first["high"])
         assert float(first["new_high"]) - float(first["new_low"]) > 25  # 8 in each of 3.92 deviations
     assert "intervals.safetensors" in (run / "manifest.json").read_text()
+
+
+def test_estimates_undo_the_weights_of_classes(tmp_path: Path) -> None:
+    keys = write_sites(tmp_path, "ill")
+    schema = tmp_path / "schema.yaml"
+    schema.write_text(schema.read_text().replace("[no, yes]", "[no, yes], weights: {no: 1, yes: 4}"))
+    result = run_quietly([*keys, "privacy.target_epsilon=8", "num_rounds=100"], tmp_path / "run").result
+    age = next(row for row in result["intervals"]["coefficients"] if row["column"] == "age")
+    assert age["low"] < 0.05 < age["high"]
+    task = tables_of(task_of(tmp_path / "run"))
+    columns = interval_columns(tmp_path / "run", task, tmp_path / "new.csv", 0.95)
+    scores = [(30 - 55) / 20 + 1, (80 - 55) / 20]
+    chances, said = (
+        1 / (1 + np.exp(-np.array(scores))),
+        fv.load(tmp_path / "run").predict(tmp_path / "new.csv"),
+    )
+    true = np.where(said["ill"] == "yes", chances, 1 - chances)
+    assert np.all((columns["low"] < true) & (true < columns["high"]))
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("weight: {visits: {low: 0, high: 2, missing: 1}}", "the weights of public rows are unknown"),
+        ("group_weights: {sex: {m: {no: 1, yes: 1}, f: {no: 1, yes: 2}}}", "weights by group"),
+    ],
+    ids=["rows", "groups"],
+)
+def test_other_weights_leave_no_intervals(tmp_path: Path, key: str, words: str) -> None:
+    keys = write_sites(tmp_path, "ill")
+    for path in (tmp_path / "sites").glob("*.csv"):
+        lines = path.read_text().splitlines()
+        path.write_text("\n".join([f"{lines[0]},visits", *(f"{line},1" for line in lines[1:]), ""]))
+    schema = tmp_path / "schema.yaml"
+    schema.write_text(f"{key}\n{schema.read_text()}")
+    assert words in run_quietly([*keys, "num_rounds=1"], tmp_path / "run").result["intervals"]["reason"]
 
 
 def test_a_run_without_intervals_says_why(tmp_path: Path) -> None:

@@ -8,10 +8,16 @@ from fedveil.tables.outcomes import ClassLaw, HazardLaw, NumberLaw, Outcomes, cl
 
 STEP = 1e-6
 HAZARDS = HazardLaw(np.array([0.1, 0.3, 0.2]), np.array([-1.0, -0.5, 0.0]))
-LAWS = [NumberLaw(np.array([0.3, -1.0, 0.1, 0.6])), ClassLaw(2), ClassLaw(4), HAZARDS]
+LAWS = [
+    NumberLaw(np.array([0.3, -1.0, 0.1, 0.6])),
+    ClassLaw(2),
+    ClassLaw(4),
+    ClassLaw(3, (1.0, 0.2, 0.5)),
+    HAZARDS,
+]
 
 
-@pytest.mark.parametrize("law", LAWS, ids=["number", "two classes", "four classes", "hazards"])
+@pytest.mark.parametrize("law", LAWS, ids=["number", "two classes", "four classes", "weights", "hazards"])
 @pytest.mark.parametrize("clip", [0.4, 1e9], ids=["clipped", "whole"])
 def test_derivatives_of_the_mean_error_equal_differences(law: Outcomes, clip: float) -> None:
     stream = np.random.default_rng(0)
