@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -14,7 +15,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..base.refusal import Refusal, refusing
-from .grammar import GROUP, Bundle, Json, Reason, allow_local_modules, argument, flag, option, verb
+from .grammar import (
+    GROUP,
+    Bundle,
+    Json,
+    PagePort,
+    Reason,
+    allow_local_modules,
+    argument,
+    flag,
+    option,
+    port_of,
+    verb,
+)
 from .table_source import Encoding, Query, tables_at
 
 if TYPE_CHECKING:
@@ -25,11 +38,13 @@ APPROVALS = "authorities.jsonl"  # in the state folder: who approved what author
 MIN_SHOWN = 5e-5  # least contribution to a score that an explanation shows
 FORKED = NOT_YET = 1  # exit codes
 STANDARD_INPUT = Path("-")
+PASSPHRASE = "FEDVEIL_PASSPHRASE"  # environment variable
 Ledgers = Annotated[
     bool, flag("--ledgers", "Remove the ledgers too: the record of the spent budget is then lost.")
 ]
 
 Why = Annotated[str, option("TEXT", "Reason, recorded with the decision on the device's ledger.", "--reason")]
+Role = Annotated[str, option("ROLE", "Role of the decision: ", "--role", words=("owner", "officer"))]
 Request = Annotated[str, argument("ID", "Id of the request, as fedveil client pending shows it.")]
 
 
@@ -67,8 +82,6 @@ def enrol(
 
 def _token_in(text: str) -> str:
     """Return the token that an argument names: a line of standard input for -, a file's content, or the argument itself."""
-    import os
-
     from ..configs.bundle_files import read_secret
     from ..links.enrolment.token import SCHEME
 
@@ -103,15 +116,76 @@ def request(
 
 
 @verb(group, "start", "Run the client until SIGTERM.", needs="client")
-def start(folder: Bundle, once: Annotated[bool, flag("--once", "Exit when a run ends.")] = False) -> int:
+def start(
+    folder: Bundle,
+    once: Annotated[bool, flag("--once", "Exit when a run ends.")] = False,
+    page: Annotated[bool, flag("--page", "Serve the owner's page, on this machine only.")] = False,
+    page_port: PagePort = None,
+) -> int:
     """Run the client until SIGTERM. The final model of a run is saved in the bundle's state folder.
 
     Example:
       fedveil client start hearts/clients/cleveland
+      fedveil client start hearts/clients/cleveland --page
     """
     from ..deployment.device import agent
 
-    return agent.start(folder, once=once)
+    port = port_of(page, page_port)
+    if port is None:
+        return agent.start(folder, once=once)
+    from ..deployment.owner_page.serve import page_beside  # only a device with a page needs it
+
+    with page_beside(folder, port):
+        return agent.start(folder, once=once)
+
+
+@verb(group, "page", "Serve the owner's page.", needs="client")
+def page(folder: Bundle, page_port: PagePort = None) -> int:
+    """Serve the owner's page on this machine until Ctrl-C: requests, spending, decisions. The client need not run.
+
+    Example:
+      fedveil client page hearts/clients/cleveland
+    """
+    from ..deployment.owner_page.serve import serve_here
+
+    return serve_here(folder, page_port or 0)
+
+
+@verb(group, "passphrase", "Set a passphrase of the page.", needs="client")
+def passphrase(
+    folder: Bundle,
+    role: Annotated[str, option("ROLE", "Role: ", "--role", words=("owner", "officer"))] = "owner",
+) -> int:
+    """Set the passphrase of a role, read from FEDVEIL_PASSPHRASE or the terminal. Then the page asks for one.
+
+    Example:
+      fedveil client passphrase hearts/clients/cleveland --role officer
+    """
+    from ..deployment.device.commands import state_of
+    from ..deployment.device.owner_roles import set_passphrase
+
+    set_passphrase(state_of(folder), role, _new_passphrase())
+    print(f"the {role} has a passphrase; the page now asks for one")
+    return 0
+
+
+def _new_passphrase() -> str:
+    """Return a passphrase from FEDVEIL_PASSPHRASE, or typed twice at a terminal."""
+    first = _passphrase()
+    if not os.environ.get(PASSPHRASE) and _passphrase("the same again: ") != first:
+        raise Refusal("passphrase", "two", "they differ; type the same twice")
+    return first
+
+
+def _passphrase(prompt: str = "passphrase: ") -> str:
+    """Return a passphrase from FEDVEIL_PASSPHRASE, or typed at a terminal."""
+    from getpass import getpass
+
+    if text := os.environ.get(PASSPHRASE):
+        return text
+    if not sys.stdin.isatty():
+        raise Refusal("passphrase", "", f"there is no terminal; set {PASSPHRASE}")
+    return getpass(prompt)
 
 
 @verb(group, "status", "Show the state of the device.", needs="client")
@@ -139,63 +213,80 @@ def pending(folder: Bundle, as_json: Json = False) -> int:
 
 
 @verb(group, "approve", "Approve a request.", needs="client")
-def approve(folder: Bundle, request: Request, reason: Why) -> int:
+def approve(folder: Bundle, request: Request, reason: Why, role: Role = "owner") -> int:
     """Approve a run, a question or a roster that waits. A running client follows without a restart.
 
     Example:
       fedveil client approve hearts/clients/boston 3fa9c1d2ab4f --reason "vote 17"
     """
-    return _decide(folder, "approved", request, reason)
+    return _decide(folder, "approved", request, reason, role)
 
 
 @verb(group, "refuse", "Refuse a request.", needs="client")
-def refuse(folder: Bundle, request: Request, reason: Why) -> int:
+def refuse(folder: Bundle, request: Request, reason: Why, role: Role = "owner") -> int:
     """Refuse a run, a question or a roster. A later approval of it takes the refusal back.
 
     Example:
       fedveil client refuse hearts/clients/boston 3fa9c1d2ab4f --reason "no need"
     """
-    return _decide(folder, "refused", request, reason)
+    return _decide(folder, "refused", request, reason, role)
 
 
 @verb(group, "stop", "Stop a run or a question.", needs="client")
 def stop(
-    folder: Bundle, name: Annotated[str, argument("NAME", "Name of the run or question.")], reason: Why
+    folder: Bundle,
+    name: Annotated[str, argument("NAME", "Name of the run or question.")],
+    reason: Why,
+    role: Role = "owner",
 ) -> int:
     """Stop what goes on under a name, whatever its terms. What has left the device stays charged.
 
     Example:
       fedveil client stop hearts/clients/boston run-1 --reason "no consent"
     """
-    return _decide(folder, "stopped", name, reason)
+    return _decide(folder, "stopped", name, reason, role)
 
 
 @verb(group, "pause", "Pause the device.", needs="client")
-def pause(folder: Bundle, reason: Why) -> int:
+def pause(folder: Bundle, reason: Why, role: Role = "owner") -> int:
     """Begin nothing new on this device until fedveil client resume. The server waits, or goes on without.
 
     Example:
       fedveil client pause hearts/clients/cleveland --reason "audit this week"
     """
-    return _decide(folder, "paused", "", reason)
+    return _decide(folder, "paused", "", reason, role)
 
 
 @verb(group, "resume", "End a pause.", needs="client")
-def resume(folder: Bundle, reason: Why) -> int:
+def resume(folder: Bundle, reason: Why, role: Role = "owner") -> int:
     """End a pause of the device.
 
     Example:
       fedveil client resume hearts/clients/cleveland --reason "audit is over"
     """
-    return _decide(folder, "resumed", "", reason)
+    return _decide(folder, "resumed", "", reason, role)
 
 
-def _decide(folder: Path, verdict: str, subject: str, reason: str) -> int:
-    """Decide, and print the decision."""
+def _decide(folder: Path, verdict: str, subject: str, reason: str, role: str) -> int:
+    """Decide, and print the decision; where roles have passphrases, that of the role is needed.
+
+    Args:
+      folder: of the bundle.
+      verdict: word of the decision.
+      subject: id or name of what is decided.
+      reason: recorded with the decision.
+      role: of the decision.
+    """
+    from ..deployment.device.commands import state_of
     from ..deployment.device.owner_decisions import OwnerVerdict
     from ..deployment.device.owner_desk import decide
+    from ..deployment.device.owner_roles import read_roles
 
-    print(decide(folder, OwnerVerdict(verdict), subject, reason))
+    roles = read_roles(state_of(folder))
+    if (roles.keys or role != "owner") and not roles.opens(role, _passphrase()):
+        remedy = "has another passphrase, or none yet: fedveil client passphrase FOLDER --role ROLE"
+        raise Refusal("role", role, remedy)
+    print(decide(folder, OwnerVerdict(verdict), subject, reason, role))
     return 0
 
 

@@ -26,7 +26,7 @@ from ...privacy.ledger.question_caps import LedgerQuestion
 from ...privacy.secagg.roster_change import change_between
 from ...privacy.statistics.inquiry import CLIPPED
 from ...server.query_rows import FIRST_ROW
-from . import agent, ledger_heads, roster_changes
+from . import agent, ledger_heads, owner_roles, roster_changes
 from .authority import WAITING, describe_rollover, new_fingerprint
 from .authority import pending_rollovers as waiting_rollovers
 from .client_bundle import POLICY, read_client_bundle, read_device_file
@@ -45,10 +45,10 @@ if TYPE_CHECKING:
 
 NOT_RUNNING, REFUSED = 1, 2
 JSON_KEYS = {"reason": "why", "segments": "asked", "time": "when"}  # of a question, which programs read
-# Files of the state that are never forgotten: a revoked member stays so, an answered instruction is not answered again, and
-# a replaced authority does not return.
+# Files of the state that are never forgotten: a revoked member stays so, an answered instruction is not answered again, a
+# replaced authority does not return, and the page stays locked.
 ROSTERS = {ROSTER, roster_changes.CHANGES, roster_changes.PENDING, roster_changes.PENDING_ROSTER}
-LASTING = ROSTERS | {agent.JOURNAL, ROLLOVERS, WAITING}
+LASTING = ROSTERS | {agent.JOURNAL, ROLLOVERS, WAITING, owner_roles.FILE}
 # The ledgers, and what goes with them: without it an owner opens no receipt of them, a run may have the device in a second
 # arm, and the device does not notice an older copy of a ledger.
 WITH_LEDGERS = {LEDGERS, RECEIPTS, DEALS, ledger_heads.FILE}
@@ -190,6 +190,12 @@ def _spending_in_json(spending: LedgerSpending) -> dict[str, float] | None:
         return None
     as_client = {"as_client": spending.as_client} if spending.as_client else {}
     return spending.spent._asdict() | as_client
+
+
+def own_model_text(state: Path) -> str:
+    """Return what stands of the device's own model, with its figures here, in words; empty if it has none."""
+    own = _own_model(state)
+    return "" if own is None else _own_model_line(state, own)
 
 
 def _own_model(state: Path) -> OwnModel | None:

@@ -40,6 +40,9 @@ class OwnerVerdict(StrEnum):
     RESUMED = "resumed"
 
 
+LIFTS = (OwnerVerdict.APPROVED, OwnerVerdict.RESUMED)  # which take back an earlier decision
+
+
 class Standing(StrEnum):
     """What a device does with a request."""
 
@@ -91,6 +94,11 @@ class OwnerDecision:
         if self.verdict is OwnerVerdict.APPROVED:
             return request.noise >= self.noise * (1 - TOLERANCE)
         return request.noise <= self.noise * (1 + TOLERANCE)
+
+    def is_lifted_by(self, later: OwnerDecision) -> bool:
+        """Return whether a later approval, or end of a pause, takes this decision back."""
+        same = (self.kind, self.name) == (later.kind, later.name)
+        return same and (self.digest == later.digest or self.verdict is OwnerVerdict.STOPPED)
 
     @property
     def act(self) -> tuple[tuple[str, int, str], dict[str, Any]]:

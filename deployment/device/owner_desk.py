@@ -24,6 +24,8 @@ from .device_ledger import DeviceLedger
 from .ledger_heads import LEDGERS
 from .owner_decisions import (
     DEVICE,
+    LIFTS,
+    OFFICER,
     ROLES,
     OwnerDecision,
     OwnerVerdict,
@@ -50,7 +52,7 @@ class OwnerDesk:
       folder: of the bundle.
       device: the file client.toml.
       policy: the owner's.
-      requests: newest first, each with its standing.
+      requests: last seen first, each with its standing; a roster that waits before all others.
       decisions: oldest first.
       now: time at which they were read.
     """
@@ -106,7 +108,7 @@ def read_desk(folder: Path) -> OwnerDesk:
     decisions = read_decisions(state / LEDGERS)
     change = roster_changes.pending(state) if policy.approve_rosters else None
     rosters = [] if change is None else [roster_request(change)]
-    requests = sorted([*read_requests(state), *rosters], key=lambda each: each.at, reverse=True)
+    requests = [*rosters, *reversed(read_requests(state))]
     standings = tuple((each, standing_of(each, decisions, policy, now)) for each in requests)
     return OwnerDesk(folder, device, policy, standings, decisions, now)
 
@@ -127,6 +129,7 @@ def decide(folder: Path, verdict: OwnerVerdict, subject: str, reason: str, role:
     REASON.check(str, "reason", reason)
     desk = read_desk(folder)
     draft = replace(_draft(desk, verdict, subject), reason=reason, role=role)
+    _require_role(desk, draft)
     if draft.kind == ROSTER and verdict is OwnerVerdict.REFUSED:
         roster_changes.withdraw(desk.state)
     decision = add_decision(desk.state / LEDGERS, draft)
@@ -141,6 +144,17 @@ def decide(folder: Path, verdict: OwnerVerdict, subject: str, reason: str, role:
         version = int(draft.name.rpartition(" ")[2])
         roster_changes.approve(desk.state, roster_changes.waiting_for(desk.state, version))
     return f"{decision}; {place}"
+
+
+def _require_role(desk: OwnerDesk, draft: OwnerDecision) -> None:
+    """Refuse to take back what an officer decided, in any other role."""
+    if draft.verdict not in LIFTS or draft.role == OFFICER:
+        return
+    same = [each for each in desk.decisions if each.is_lifted_by(draft)]
+    for last in same[-1:]:
+        if last.role == OFFICER and last.verdict not in LIFTS:
+            remedy = f"the officer decided ({last.verdict}: {last.reason}), and alone takes it back"
+            raise Refusal("role", draft.role, remedy)
 
 
 def _draft(desk: OwnerDesk, verdict: OwnerVerdict, subject: str) -> OwnerDecision:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from flwr.app import RecordDict
 
@@ -165,12 +165,16 @@ def _question_terms(question: Question) -> Iterator[tuple[str, str]]:
     match question:
         case Inquiry():
             for each in json.loads(question.text)["ask"]:
-                plain = ", ".join(
-                    f"{key} {value}" for key, value in each.items() if key not in ("kind", "name")
-                )
-                yield f"asks {each.get('name', '')}", f"{each.get('kind')}: {plain}"
+                details = {key: value for key, value in each.items() if key not in ("kind", "name")}
+                plain = "; ".join(f"{key}: {_joined(value)}" for key, value in details.items())
+                yield f"asks {each.get('name', '')}", f"{each.get('kind')}; {plain}"
         case Evaluation():
             yield "asks", f"{', '.join(question.figures)} of the model, by {question.metric}"
+
+
+def _joined(value: object) -> str:
+    """Return a value of a question as text, a list without brackets."""
+    return ", ".join(map(str, cast(list[object], value))) if isinstance(value, list) else str(value)
 
 
 def roster_request(change: RosterChange) -> OwnerRequest:
