@@ -22,6 +22,7 @@ from ...base.refusal import OneOf
 from ...messages.training_order import NEW, TrainingOrder
 from ...messages.wire import SECURE_RECORD, read_attempt, read_round
 from ...privacy.accounting.gaussian import gaussian_epsilon
+from ...privacy.budget import Unit
 from ...privacy.mechanisms.sum_spec import TRAINING
 from ...privacy.secagg.client import read_state
 from ...privacy.secagg.roster_change import RosterChange
@@ -36,6 +37,7 @@ FILE = "requests.json"  # in the state folder; written by the agent alone
 RUN, QUESTION, ROSTER = KINDS = ("run", "question", "roster")
 MAX_REQUESTS = 100  # stored; the oldest are dropped, and wait anew where they come again
 ID_LENGTH = 12  # characters
+HIDDEN = {Unit.CLIENT: "this whole client", Unit.RECORD: "each single row"}
 # Keys of an order that arms of one run try, or that its rounds change, at no cost to privacy.
 VARYING = ("learning_rate", "schedule", "optimizer", "arm", "moments")
 
@@ -143,8 +145,9 @@ def _terms(instruction: Instruction, noise: float, delta: float, task: str) -> I
         yield "cohort", f"{terms.cohort_size} members, of whom {terms.minimum_survivors} must stay; masked"
     if inquiry is None:
         yield from _training_terms(order)
-    purposes = sorted({each.purpose for each in spec.segments if each.purpose != TRAINING})
-    yield "purposes beside training" if inquiry is None else "purposes", ", ".join(purposes) or "none"
+    purposes = {each.purpose for each in spec.segments if each.purpose != TRAINING}
+    purposes |= set() if inquiry is None else {inquiry.purpose}
+    yield "purposes beside training" if inquiry is None else "purposes", ", ".join(sorted(purposes)) or "none"
 
 
 def _training_terms(order: TrainingOrder) -> Iterator[tuple[str, str]]:
@@ -161,13 +164,16 @@ def _training_terms(order: TrainingOrder) -> Iterator[tuple[str, str]]:
 def _question_terms(question: Question) -> Iterator[tuple[str, str]]:
     """Yield the terms of a question, each with its name."""
     yield "why it is asked", question.why or "no reason was given"
-    yield "hides", f"a whole {question.unit}"
+    yield "hides", HIDDEN.get(question.unit, f"a {question.unit}")
     match question:
         case Inquiry():
             for each in json.loads(question.text)["ask"]:
                 details = {key: value for key, value in each.items() if key not in ("kind", "name")}
                 plain = "; ".join(f"{key}: {_joined(value)}" for key, value in details.items())
-                yield f"asks {each.get('name', '')}", f"{each.get('kind')}; {plain}"
+                yield (
+                    f"asks {each.get('name', '')}".rstrip(),
+                    "; ".join(filter(None, (str(each.get("kind")), plain))),
+                )
         case Evaluation():
             yield "asks", f"{', '.join(question.figures)} of the model, by {question.metric}"
 
