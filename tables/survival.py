@@ -154,7 +154,7 @@ class SurvivalTimes:
         stop = np.minimum(after, len(self.ends))
         rows = np.arange(len(curves))
         high, low = curves[rows, stop - 1], curves[rows, stop]
-        share = (high - SURVIVAL) / np.maximum(high - low, np.finfo(np.float64).tiny)
+        share = (high - SURVIVAL) / np.maximum(high - low, np.finfo(np.float64).eps)
         medians = times[stop - 1] + share * (times[stop] - times[stop - 1])
         return np.where(after > len(self.ends), np.inf, medians)
 

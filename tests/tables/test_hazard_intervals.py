@@ -36,6 +36,11 @@ def test_the_law_has_the_censoring_of_the_public_rows(tmp_path: Path) -> None:
     assert law.offsets == pytest.approx(np.full(3, np.log(2 ** (1 / 3) - 1)))
 
 
+def test_median_of_a_flat_curve_is_infinite(tmp_path: Path) -> None:
+    medians = label_of(tmp_path).medians(np.array([[0.9, 0.9, 0.9], [0.75, 0.25, 0.0]]))
+    assert medians.tolist() == [np.inf, 15.0]
+
+
 def test_without_noise_the_covariance_is_of_fishers_information() -> None:
     stream = np.random.default_rng(2)
     case = Case(0, columns=2, intervals=3, strength=0.5)
