@@ -7,6 +7,7 @@ What is left of the cells, over their variance by sampling and noise, is a chi-s
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -335,5 +336,8 @@ def _figure(name: str, interaction: Interaction, limit: float) -> Figure:
 
 
 def _word(name: str) -> str:
-    """Return the name of a column as a list of a run's key has it, in quotes where it is no plain word."""
-    return name if name.isidentifier() else f"'{name}'"
+    """Return the name of a column as a list of a run's key has it: a plain word, or in quotes as Hydra and a shell read them."""
+    if name.isascii() and name.isidentifier():
+        return name
+    escaped = re.sub("(['\"$`])", r"\\\1", name)
+    return f"'{escaped}'"

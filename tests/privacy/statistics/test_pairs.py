@@ -1,5 +1,6 @@
 """Pairs by their cross tables: exact tests of statsmodels' form without noise, calibration with it, norms and refusals."""
 
+import shlex
 from itertools import combinations
 
 import numpy as np
@@ -8,6 +9,7 @@ from scipy.stats import chi2
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
 from fedveil.base.refusal import Refusal
+from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.statistics.columns import Bins, Numbers
 from fedveil.privacy.statistics.inquiry import read_inquiry
 from fedveil.privacy.statistics.pairs import Amount, Event, Levels, PairStrengths
@@ -121,6 +123,16 @@ def test_pairs_above_the_noise_come_first_with_their_key() -> None:
     )
     assert first.name == "age x dose" and first.words.startswith("above the noise")
     assert (key.value, key.words) == (1.0, '"task.pairs=[[age,dose]]"')
+
+
+@pytest.mark.parametrize("name", ["a b", "x (mg)", "it's", "naïve", "a,b", "[0]"], ids=str)
+def test_the_key_of_any_names_is_read_as_they_are(name: str) -> None:
+    columns = (Levels(Bins(name, edges=COLUMNS[0].bins.edges)), *COLUMNS[1:])
+    cells, _ = PairStrengths(EVENT, COLUMNS, ALL).count(table(20_000, np.random.default_rng(4), 0.5))
+    *_, figure = PairStrengths(EVENT, columns, ALL).answer(cells, 0.0)
+    (key,) = shlex.split(figure.words)
+    settings = settings_from_overrides(["task=csv", "task.folder=wards", "task.simulated=true", key])
+    assert settings.model_dump()["task"]["pairs"][0] == (name, "dose")
 
 
 def test_noise_that_drowns_the_cells_leaves_no_value() -> None:
