@@ -134,6 +134,7 @@ BEYOND: dict[str, str] = {
     ),
     "figures of held-out rows are of a model without its shapes": "of figures on public rows, which no noise hides",
     "clients evaluate a model without its shapes": EVALUATED,
+    "intervals of survival curves forget who is censored": "of intervals of a model, computed after the noise",
     **dict.fromkeys(
         (
             "intervals of a survival curve leave out the noise",
