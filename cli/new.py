@@ -33,6 +33,7 @@ DRAFT_HEAD = """\
 #   A missing number is the middle of low and high, or what `missing: {{words: ["-9"], value: 120}}` says; required: true
 #   refuses it.
 # - classes of the label may have weights: weights: {{healthy: 1, ill: 4}}. Use public numbers; do not count rows.
+# - a time until an event is a label: {{kind: survival, time: weeks, event: relapse}}, and the event has categories: ["0", "1"].
 """
 OWNERS, ROWS, COLUMNS = 8, 120, 6  # of the made-up tables
 HELD_OUT_ROWS = 400
