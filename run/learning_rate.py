@@ -68,7 +68,8 @@ def suited(settings: SimulationSettings, task: Task, num_clients: int) -> Simula
     settings = _with_clip(settings, within_noise / limit, math.sqrt(length))
     if level := record_level(settings.privacy):
         limit = min(limit, within_noise / level.clip)
-    rate = float(f"{limit / curvature:.3g}")
+    rate = limit / curvature
+    rate = float(f"{rate:.3g}")
     values = {"training": replace(settings.training, learning_rate=rate), "rate_of_task": False}
     return settings.model_copy(update=values)
 

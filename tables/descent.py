@@ -221,7 +221,7 @@ class _Fit:
         """Return the precision of the true model, shape (p, p), and the change that the linearised path asks for, (p,)."""
         weighted = path.slope.T @ self.weight
         precision = weighted @ path.slope + self.certainty * np.eye(len(weighted))
-        pull = weighted @ self._missing(path) - self.certainty * self._known(path)
+        pull = weighted @ self._missing(path) - self.certainty * self._moved(path)
         return precision, np.asarray(np.linalg.solve(precision, pull), dtype=np.float64)
 
     def shortened(self, path: _Path, change: Array) -> _Path:
@@ -241,15 +241,15 @@ class _Fit:
             self.design.layout.basis.T @ (self.released - path.released).ravel(), dtype=np.float64
         )
 
-    def _known(self, path: _Path) -> Array:
+    def _moved(self, path: _Path) -> Array:
         return np.asarray(
             self.design.layout.basis.T @ (path.truth - self.design.layout.start).ravel(), dtype=np.float64
         )
 
     def _distance(self, path: _Path) -> float:
         """Return twice the negative logarithm of the posterior density, up to a constant."""
-        missing, known = self._missing(path), self._known(path)
-        return float(missing @ self.weight @ missing + self.certainty * known @ known)
+        missing, moved = self._missing(path), self._moved(path)
+        return float(missing @ self.weight @ missing + self.certainty * moved @ moved)
 
 
 def _scatter(path: _Path) -> tuple[Array, float]:
@@ -286,8 +286,8 @@ def _positive(matrix: Array) -> Array:
 def _with_covariance(path: _Path, certainty: float) -> ModelEstimate:
     """Return the estimate at the end of the steps, with its covariance and information."""
     basis, (covariance, clipped_share) = path.design.layout.basis, _scatter(path)
-    known = path.slope.T @ np.linalg.solve(covariance, path.slope)
-    inverse = np.linalg.inv(known + certainty * np.eye(len(known)))
+    precision = path.slope.T @ np.linalg.solve(covariance, path.slope)
+    inverse = np.linalg.inv(precision + certainty * np.eye(len(precision)))
     information = max(0.0, float(1 - certainty * np.linalg.eigvalsh(inverse)[-1]))
     return ModelEstimate(
         path.truth, basis @ inverse @ basis.T, span_of(path.design.inputs), clipped_share, information
