@@ -61,7 +61,19 @@ class OwnerPage:
     def address(self, port: int) -> str:
         """Return the address to open: of the sign-in where roles exist, otherwise with a session of its owner."""
         base = f"http://{LOOPBACK}:{port}/"
-        return base if read_roles(self.state).keys else f"{base}s/{self.sessions.open(OWNER).secret}/"
+        if read_roles(self.state).keys:
+            return base
+        return f"{base}s/{self.sessions.open(OWNER, has_passphrase=False).secret}/"
+
+    def sessions_with(self, secret: str) -> list[OwnerSession]:
+        """Return the open session with a secret, alone in a list; one without a passphrase counts only without roles.
+
+        Raises:
+          Refusal: the roles cannot be read.
+        """
+        sessions = self.sessions.with_secret(secret)
+        has_roles = bool(sessions) and bool(read_roles(self.state).keys)
+        return [each for each in sessions if each.has_passphrase or not has_roles]
 
 
 class OwnerServer(ThreadingHTTPServer):
@@ -123,7 +135,12 @@ class OwnerAnswer(BaseHTTPRequestHandler):
     def _sessions(self) -> list[OwnerSession]:
         """Return the session of the path, alone in a list; empty without one."""
         _, first, *rest = [*self.path.split("/"), ""]
-        return self.page.sessions.with_secret(rest[0]) if first == "s" and len(rest) > 2 else []
+        if first != "s" or len(rest) <= 2:
+            return []
+        try:
+            return self.page.sessions_with(rest[0])
+        except Refusal:  # nobody may decide
+            return []
 
     def _answering(self, respond: Callable[[], None]) -> None:
         """Respond; a refusal becomes a page with its sentence."""
@@ -197,7 +214,7 @@ class OwnerAnswer(BaseHTTPRequestHandler):
         if not opens:
             page.sessions.fail()
             return self._send_sign_in("this is not the passphrase of this role", HTTPStatus.FORBIDDEN)
-        return self._redirect(f"/s/{page.sessions.open(role).secret}/")
+        return self._redirect(f"/s/{page.sessions.open(role, has_passphrase=True).secret}/")
 
     def _send_sign_in(self, fault: str = "", code: HTTPStatus = HTTPStatus.OK) -> None:
         """Send the page of the sign-in; without roles there is none, and the terminal has the address."""

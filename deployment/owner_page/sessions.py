@@ -1,4 +1,4 @@
-"""Sessions of the owner's page: secrets in its address, one for each sign-in, which end by themselves.
+"""Sessions of the owner's page: secrets in its address, one for each sign-in, which ends by itself.
 
 A session is a part of the address, and no cookie: a browser sends the cookies of 127.0.0.1 to every port, and another user
 of the machine may serve one of them.
@@ -7,6 +7,7 @@ of the machine may serve one of them.
 from __future__ import annotations
 
 import hmac
+import math
 import secrets
 import threading
 import time
@@ -27,12 +28,14 @@ class OwnerSession:
       role: of whoever signed in.
       csrf: token of its forms, which no other site can read.
       until: end, by the monotonic clock.
+      has_passphrase: whether a passphrase opened it; one without ends with the page, or once a role has a passphrase.
     """
 
     secret: str
     role: str
     csrf: str
     until: float
+    has_passphrase: bool
 
 
 @dataclass
@@ -44,10 +47,11 @@ class OwnerSessions:
     _locked_until: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def open(self, role: str) -> OwnerSession:
-        """Open a session for a role."""
+    def open(self, role: str, *, has_passphrase: bool) -> OwnerSession:
+        """Open a session for a role; arguments as of `OwnerSession`."""
         words = (secrets.token_urlsafe(SECRET_BYTES) for _ in range(2))
-        session = OwnerSession(next(words), role, next(words), time.monotonic() + LIFE_SECONDS)
+        until = time.monotonic() + LIFE_SECONDS if has_passphrase else math.inf
+        session = OwnerSession(next(words), role, next(words), until, has_passphrase)
         with self._lock:
             self._sessions = [*self._sessions, session][-MAX_SESSIONS:]
             self._failures = 0

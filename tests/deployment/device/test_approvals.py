@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -13,12 +14,14 @@ from flwr.app import Message
 
 from fedveil.base.refusal import Refusal
 from fedveil.deployment.device import device_ledger, owner_desk, owner_requests
+from fedveil.deployment.device.client_bundle import renew_roster
 from fedveil.deployment.device.commands import forget, status
 from fedveil.deployment.device.owner_decisions import FILE as DECISIONS
 from fedveil.deployment.device.owner_decisions import OwnerVerdict
 from fedveil.deployment.device.owner_desk import decide, read_desk
 from fedveil.deployment.device.owner_policy import OwnerPolicy
 from fedveil.deployment.device.owner_requests import read_requests, request_name
+from fedveil.deployment.provision import revoke
 from fedveil.messages.flower_adapter import name_message
 from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.secure_wire import read_position
@@ -305,6 +308,32 @@ def test_masked_sum_goes_on_without_a_device_that_waits(made: Path) -> None:
         if message.metadata.dst_node_id == 2 and read_position(message.content).round == 2
     ]
     assert exchanges == [Exchange.PROPOSAL] and not charges(devices[2])
+
+
+# --- rosters -------------------------------------------------------------------------------------------------------
+
+
+def test_roster_takes_effect_by_an_approval_alone(made: Path) -> None:
+    folder = Path(
+        shutil.copytree(made / "clients" / "c0", made / "device")
+    )  # the desk writes its own copy anew
+    path = folder / "policy.toml"
+    path.write_text(path.read_text().replace("approve_rosters = false", "approve_rosters = true"))
+    device = device_of(folder)
+    revoke(made, ["c4"])
+    signed = (made / "server" / "roster.bin").read_bytes()
+    with pytest.raises(Refusal, match="waits for its owner"):
+        renew_roster(device.bundle, signed)
+    request = only_waiting(folder)
+    assert read_desk(folder).request(request).terms["removed"].startswith("c4 ")
+    decide(folder, OwnerVerdict.APPROVED, request, "c4 has left")
+    decide(folder, OwnerVerdict.REFUSED, request, "ask c4 first")
+    with pytest.raises(Refusal, match="waits for its owner"):
+        renew_roster(device.bundle, signed)
+    decide(folder, OwnerVerdict.APPROVED, request, "c4 said yes")
+    assert renew_roster(device.bundle, signed).identity.roster.version == 2
+    assert not read_desk(folder).requests
+    assert [act["reason"] for act in acts(device)] == ["c4 has left", "ask c4 first", "c4 said yes"]
 
 
 # --- the command line ----------------------------------------------------------------------------------------------

@@ -234,7 +234,7 @@ def test_form_without_its_token_decides_nothing(site: Site, device: Any, token: 
 
 
 def test_token_of_another_session_is_refused(locked: Site, device: Any) -> None:
-    first, second = (locked.page.sessions.open("owner") for _ in range(2))
+    first, second = (locked.page.sessions.open("owner", has_passphrase=True) for _ in range(2))
     fields = {"csrf": first.csrf, "request": waiting(locked), "verdict": "refused", "reason": "no"}
     assert locked.post(f"/s/{second.secret}/decide", fields)[0] == 403
     assert not acts(device)
@@ -363,6 +363,15 @@ def test_signing_out_and_age_end_a_session(locked: Site, monkeypatch: pytest.Mon
     monkeypatch.setattr(sessions, "LIFE_SECONDS", 0.0)
     _, path = signed_in(locked, "owner", OWNERS)
     assert site.ask(path)[0] == 404
+
+
+def test_first_passphrase_ends_the_session_without_one(site: Site) -> None:
+    assert site.ask(site.path)[0] == 200
+    fields = site.form(waiting(site))
+    set_passphrase(site.page.state, "officer", OFFICERS)
+    assert site.ask(site.path)[0] == 404 and site.post(f"{site.path}decide", fields)[0] == 404
+    (site.page.state / FILE).write_bytes(b"")
+    assert site.ask(site.path)[0] == 404
 
 
 def test_wrong_passphrases_lock_the_sign_in_for_a_while(
