@@ -233,10 +233,9 @@ class PairStrengths:
         """Root of the number of pairs and of further cells: a row's high and low part of a pair are at most 1 together."""
         return math.sqrt(len(self.pairs) + self.label.moments)
 
-    def names(self, pair: tuple[int, int]) -> tuple[str, str]:
-        """Return the names of both columns of a pair."""
-        one, two = pair
-        return self.columns[one].name, self.columns[two].name
+    def names(self, columns: Sequence[int]) -> list[str]:
+        """Return the names of columns."""
+        return [self.columns[each].name for each in columns]
 
     def count(self, table: Table) -> tuple[Cells, float]:
         """Return a client's cells, and the share of its rows outside the declared words or bounds."""
