@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..configs.bundle_files import SCHEMA
+from ..configs.task_settings import AUTO
 from ..run.run_files import Fields, RunFiles
 
 INTENDED = "ai_annex_iv_1"  # item of the forms whose answer states the intended purpose
@@ -87,6 +88,10 @@ def _architecture(run: RunFiles) -> str | None:
     kind, sizes = run.setting("task", "model"), run.setting("task", "hidden")
     if kind is None or run.setting("task", "target"):
         return None
+    if kind == AUTO and (schema := run.folder / SCHEMA).is_file():
+        from ..tasks.table_schema import model_of_stored
+
+        return model_of_stored(schema)
     if kind == "mlp" and sizes:
         return f"{kind}, hidden layers of {', '.join(map(str, sizes))}"
     return str(kind)

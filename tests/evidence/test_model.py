@@ -68,6 +68,15 @@ def test_page_and_card_describe_the_model(kept: Path) -> None:
     assert {"balanced accuracy", "0.6620"} <= set(shown.values()) and "0.662" not in shown.values()
 
 
+def test_model_that_a_run_chose_is_the_one_of_its_schema(kept: Path) -> None:
+    of_tables(kept)
+    config = yaml.safe_load((kept / "config.yaml").read_text())
+    (kept / "config.yaml").write_text(yaml.safe_dump(config | {"task": {**config["task"], "model": "auto"}}))
+    assert report_of(read_run(kept))["model"]["architecture"] == "linear"
+    (kept / "schema.yaml").write_text(HOSPITALS.replace("high: 90", "high: 90, edges: [50]"))
+    assert report_of(read_run(kept))["model"]["architecture"] == "gam"
+
+
 @pytest.mark.parametrize(
     ("label", "shown", "classes"),
     [
