@@ -258,8 +258,8 @@ def descended_hazards(
     for number in range(steps.rounds):
         errors = law.lived[outcomes] / (1 + np.exp(-layout.scores(model))) - law.occurred[outcomes]
         norms = np.sqrt((errors * layout.dual(errors[:, None])[:, 0]).sum(1))
-        kept = np.minimum(1, steps.clip / np.maximum(norms, 1e-300)) * (stream.random(rows) < steps.share)
-        gradient = layout.gradient(errors * kept[:, None]) * rows / (steps.share * steps.records)
+        shares = np.minimum(1, steps.clip / np.maximum(norms, 1e-300)) * (stream.random(rows) < steps.share)
+        gradient = layout.gradient(errors * shares[:, None]) * rows / (steps.share * steps.records)
         velocity = steps.momentum * velocity + steps.rate * (
             gradient + steps.noise * stream.standard_normal(model.shape)
         )

@@ -124,8 +124,8 @@ def _ticks(level: Fields, size: float, room: float) -> list[tuple[float, str]]:
 
 def _extremes(shape: Fields) -> str:
     """Return the combinations of a pair that add least and most, for readers who cannot see the picture."""
-    named = sorted(zip(shape["values"], shape["words"], strict=True))
-    (low, least), (high, most) = named[0], named[-1]
+    cells = sorted(zip(shape["values"], shape["words"], strict=True))
+    (low, least), (high, most) = cells[0], cells[-1]
     return f": least {low:.3g} at {least}, most {high:.3g} at {most}"
 
 
