@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
-from ...base.refusal import Refusal
+from ...base.refusal import Refusal, disk_remedy
 from ...client.private_update import NotTrained
-from ...messages.wire import OWNERS_POLICY, WAITING
+from ...messages.wire import NOT_READY, OWNERS_POLICY, WAITING
 from .device_ledger import DeviceLedger
 from .ledger_heads import LEDGERS
 from .owner_decisions import (
@@ -50,9 +50,7 @@ class Approvals:
         return any(needs_approval(kind, self.policy) for kind in KINDS) or bool(self._decisions())
 
     def require_activity(self, run: str) -> None:
-        """Require that the device is not paused, and the request of this name neither waits nor was refused.
-
-        A name without a request passes: its terms come later, before any vector.
+        """Require that the device is not paused, and that what has this name is not stopped.
 
         Raises:
           NotTrained: WAITING or OWNERS_POLICY.
@@ -62,18 +60,31 @@ class Approvals:
             self._hold(WAITING, "the owner has paused this device: fedveil client resume FOLDER")
         if is_stopped(name, decisions):
             self._hold(OWNERS_POLICY, f"the owner has stopped {name}")
+
+    def require_name(self, run: str) -> None:
+        """Require that a request of this name is approved, or none is known: its terms come later, before any vector.
+
+        Raises:
+          NotTrained: WAITING or OWNERS_POLICY, as for the newest request of the name.
+        """
+        decisions, name = self._decisions(), request_name(run)
         requests = [each for each in read_requests(self.state) if each.name == name]
-        for newest in requests[-1:]:
-            self._require(newest, decisions)
+        if all(self._standing(each, decisions) is not Standing.APPROVED for each in requests):
+            for newest in requests[-1:]:
+                self._require(newest, decisions)
 
     def require(self, request: OwnerRequest) -> None:
         """Store a request for its owner, and require that it is approved, or needs no approval.
 
         Raises:
-          NotTrained: WAITING or OWNERS_POLICY.
-          OSError: it cannot be stored.
+          NotTrained: WAITING or OWNERS_POLICY; NOT_READY if it cannot be stored.
         """
-        self._require(store_request(self.state, request), self._decisions())
+        try:
+            stored = store_request(self.state, request)
+        except OSError as error:
+            mend = disk_remedy(error) or "mend it"
+            self._hold(NOT_READY, f"{self.state} cannot be written ({error.strerror}); {mend}")
+        self._require(stored, self._decisions())
 
     def record_acts(self) -> None:
         """Write decisions to the ledger that are not there yet, because the ledger was in use when they were made.
@@ -87,9 +98,8 @@ class Approvals:
             self._recorded = len(decisions)
 
     def _require(self, request: OwnerRequest, decisions: tuple[OwnerDecision, ...]) -> None:
-        standing = standing_of(request, decisions, self.policy, datetime.now(UTC))
         subject = f"{request.kind} {request.name}"
-        match standing:
+        match self._standing(request, decisions):
             case Standing.APPROVED:
                 return
             case Standing.WAITING:
@@ -103,6 +113,9 @@ class Approvals:
                 )
             case Standing.REFUSED:
                 self._hold(OWNERS_POLICY, f"{subject} is refused by its owner")
+
+    def _standing(self, request: OwnerRequest, decisions: tuple[OwnerDecision, ...]) -> Standing:
+        return standing_of(request, decisions, self.policy, datetime.now(UTC))
 
     def _hold(self, code: int, reason: str) -> NoReturn:
         if reason != self._reported:  # a server asks again and again

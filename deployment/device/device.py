@@ -193,10 +193,13 @@ class Device:
         """
         if not self._approvals.apply:
             return
-        self._approvals.require_activity(wire.read_round(content)[0])
+        run, _ = wire.read_round(content)
+        self._approvals.require_activity(run)
+        if not records_of(content, ArrayRecord):
+            return self._approvals.require_name(run)
         memory = self.memory.read_bytes() if self.memory.exists() else b""
         terms = agreed_terms(memory, self.bundle.identity, content)
-        if records_of(content, ArrayRecord) and (terms or SECURE_RECORD not in content):
+        if terms or SECURE_RECORD not in content:
             self._approvals.require(self._request(self._accepted(content, terms)))
 
     def _accepted(self, content: RecordDict, terms: AttemptTerms | None) -> Instruction:

@@ -52,7 +52,7 @@ class OwnerDesk:
       folder: of the bundle.
       device: the file client.toml.
       policy: the owner's.
-      requests: last seen first, each with its standing; a roster that waits before all others.
+      requests: newest first, each with its standing; a roster that waits before all others.
       decisions: oldest first.
       now: time at which they were read.
     """

@@ -204,21 +204,19 @@ def read_requests(state: Path) -> tuple[OwnerRequest, ...]:
 
 
 def store_request(state: Path, request: OwnerRequest) -> OwnerRequest:
-    """Store a request as the newest, unless it is; return the stored one, which has the time of its first sight.
+    """Store a request unless it is; return the stored one, which has the time of its first sight.
 
     Raises:
       OSError: it cannot be written.
     """
     earlier = read_requests(state)
-    same = [each for each in earlier if each.id == request.id]
-    if same and same[0] is earlier[-1]:
-        return same[0]
-    newest = (same or [request])[0]
-    others = [each for each in earlier if each.id != request.id]
-    stored = StoredRequests((*others, newest)[-MAX_REQUESTS:])
+    for each in earlier:
+        if each.id == request.id:  # without a write, which each round would repeat
+            return each
+    stored = StoredRequests((*earlier, request)[-MAX_REQUESTS:])
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     replace_file(state / FILE, (json.dumps(plain_of(stored)) + "\n").encode())
-    return newest
+    return request
 
 
 def agreed_terms(memory: bytes, identity: Identity, content: RecordDict) -> AttemptTerms | None:

@@ -81,7 +81,9 @@ def overview(desk: OwnerDesk, role: str, csrf: str, *, watches: bool = False) ->
     """
     health = agent.read_health(desk.state)
     ended = read_ended(desk.state)
-    newest = [request for request, _ in desk.requests if request.kind != ROSTER][:1]
+    requests = [request for request, _ in desk.requests if request.kind != ROSTER]
+    run = "" if health is None else request_name(health.run)
+    newest = ([each for each in requests if each.name == run] or requests)[:1]
     standings = {request.id: standing for request, standing in desk.requests}
     settled = [request for request, standing in desk.requests if standing is not Standing.WAITING]
     return _rendered(

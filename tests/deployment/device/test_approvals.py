@@ -1,5 +1,6 @@
 """Approvals of a device's owner: what is not approved is not answered or charged, and each decision is on the ledger."""
 
+import errno
 import json
 import runpy
 import shutil
@@ -26,7 +27,7 @@ from fedveil.messages.flower_adapter import name_message
 from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.secure_wire import read_position
 from fedveil.messages.training_order import ORDER_KEY, ClientClaim
-from fedveil.messages.wire import OWNERS_POLICY, WAITING, Exchange, instruct
+from fedveil.messages.wire import NOT_READY, OWNERS_POLICY, WAITING, Exchange, instruct
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.ledger.ledger_state import RESERVE
@@ -231,6 +232,15 @@ def test_lost_requests_wait_anew(folder: Path) -> None:
     assert code_of(device, in_the_clear()) == WAITING and len(read_desk(folder).waiting) == 1
 
 
+def test_request_that_cannot_be_stored_begins_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: object, **more: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    device = device_of(folder, approve_runs=False)
+    monkeypatch.setattr(owner_requests, "replace_file", fail)
+    assert code_of(device, in_the_clear()) == NOT_READY and not charges(device)
+
+
 def test_old_requests_are_dropped_and_files_are_their_owners_alone(folder: Path) -> None:
     device = device_of(folder)
     for number in range(owner_requests.MAX_REQUESTS + 3):
@@ -308,6 +318,18 @@ def test_masked_sum_goes_on_without_a_device_that_waits(made: Path) -> None:
         if message.metadata.dst_node_id == 2 and read_position(message.content).round == 2
     ]
     assert exchanges == [Exchange.PROPOSAL] and not charges(devices[2])
+
+
+def test_masked_run_with_approved_terms_goes_on_after_other_terms(made: Path) -> None:
+    clients = made / "clients"
+    devices = {2 + n: device_of(clients / f"c{n}", **(RUNS if n == 0 else {})) for n in range(5)}
+    grid = Devices(devices)
+    assert masked_sum(grid, 1).survivors == 4
+    (request,) = read_requests(devices[2].bundle.state)
+    decide(clients / "c0", OwnerVerdict.APPROVED, request.id, "vote 17")
+    assert masked_sum(grid, 2, noise=2.9).survivors == 4  # less noise: it waits, and is not answered
+    assert masked_sum(grid, 3).survivors == 5
+    assert charges(devices[2]) == 1 and len(read_requests(devices[2].bundle.state)) == 2
 
 
 # --- rosters -------------------------------------------------------------------------------------------------------
