@@ -151,16 +151,16 @@ def _curves(name: str, survival: Fields, column: Fields, intervals: Sequence[Whi
     """
     times = survival["times"]
     lines = [Line([*zip(times, survival["baseline"], strict=True)], BASELINE)]
-    marks, said = list[Mark](), list[str]()
+    marks, texts = list[Mark](), list[str]()
     for curve, look in zip(column["curves"], CURVES, strict=False):
         points = [*zip(times, curve["survival"], strict=True)]
         lines.append(Line(points, look))
         marks.append(Mark(*points[-1], look))
         middle = len(points) // 2
-        said.append(
+        texts.append(
             f"{curve['of']}: {points[middle][1]:.0%} at {points[middle][0]:g}, {points[-1][1]:.0%} at {points[-1][0]:g}"
         )
-    title = f"Survival until {survival['event']} by {column['column']}; {'; '.join(said)}"
+    title = f"Survival until {survival['event']} by {column['column']}; {'; '.join(texts)}"
     return svg(
         Chart(name, title, survival["time"], "survival", lines, intervals, marks, top=1.0, shares_up=True)
     )
