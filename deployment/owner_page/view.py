@@ -6,7 +6,6 @@ import base64
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -86,6 +85,11 @@ def overview(desk: OwnerDesk, role: str, csrf: str, *, watches: bool = False) ->
     newest = ([each for each in requests if each.name == run] or requests)[:1]
     standings = {request.id: standing for request, standing in desk.requests}
     settled = [request for request, standing in desk.requests if standing is not Standing.WAITING]
+    spending, questions, fault = list[LedgerSpend](), list[tuple[str, str, str, str]](), ""
+    try:
+        spending, questions = list(data_sets(desk)), answered_questions(desk)
+    except Refusal as refusal:
+        fault = str(refusal)
     return _rendered(
         "overview.html.jinja",
         desk=desk,
@@ -97,8 +101,9 @@ def overview(desk: OwnerDesk, role: str, csrf: str, *, watches: bool = False) ->
         settled=settled[:MAX_ROWS],
         standings=standings,
         ends={each.id: desk.end(each) for each in desk.waiting},
-        data_sets=list(data_sets(desk)),
-        questions=answered_questions(desk),
+        data_sets=spending,
+        questions=questions,
+        fault=fault,
         ended=[] if ended is None else [ended],
         own_model=own_model_text(desk.state),
         decisions=decision_rows(desk.decisions),
@@ -155,15 +160,20 @@ def terms_of(request: OwnerRequest, policy: OwnerPolicy) -> list[Term]:
 
 
 def data_sets(desk: OwnerDesk) -> Iterator[LedgerSpend]:
-    """Yield what each ledger of the device has spent; a damaged one is left to `client status`, which names it."""
+    """Yield what each ledger of the device has spent.
+
+    Raises:
+      Refusal: a ledger is damaged.
+    """
     limit, delta = desk.policy.target_epsilon, desk.policy.target_delta
-    with suppress(Refusal):
-        for name, spending in spent_on(desk.state / LEDGERS).items():
-            spent = spending.spent.epsilon if spending.spent else 0.0
-            runs = run_costs(desk.state / LEDGERS / f"{name}.ledger", delta)
-            title = "the whole client" if name.startswith("client-") else "its records"
-            share = min(100.0, 100 * spent / limit)
-            yield LedgerSpend(title, spent, max(0.0, limit - spent), limit, delta, share, runs)
+    for name, spending in spent_on(desk.state / LEDGERS).items():
+        spent = spending.spent.epsilon if spending.spent else 0.0
+        # Records without a ledger of their own pay for what their client released.
+        paths = (desk.state / LEDGERS).glob(f"{name}.ledger")
+        runs = [cost for path in paths for cost in run_costs(path, delta)]
+        title = "the whole client" if name.startswith("client-") else "its records"
+        share = min(100.0, 100 * spent / limit)
+        yield LedgerSpend(title, spent, max(0.0, limit - spent), limit, delta, share, runs)
 
 
 def run_costs(path: Path, delta: float) -> list[RunCost]:
@@ -194,13 +204,12 @@ def _cost(releases: Sequence[LedgerRelease], delta: float, adjacency: Adjacency)
 def answered_questions(desk: OwnerDesk) -> list[tuple[str, str, str, str]]:
     """Return name, purposes, reason and cost of the questions that the device has answered, the last first."""
     rows: list[tuple[str, str, str, str]] = []
-    with suppress(Refusal):
-        for path in sorted((desk.state / LEDGERS).glob("*.ledger")):
-            rows += [
-                (each.name, ", ".join(each.purposes), each.reason, f"{each.epsilon:.3g}")
-                for each in questions_of(path)
-                if each.state != "void"
-            ]
+    for path in sorted((desk.state / LEDGERS).glob("*.ledger")):
+        rows += [
+            (each.name, ", ".join(each.purposes), each.reason, f"{each.epsilon:.3g}")
+            for each in questions_of(path)
+            if each.state != "void"
+        ]
     return rows[: -MAX_ROWS - 1 : -1]
 
 

@@ -14,13 +14,12 @@ import pytest
 from flwr.app import Message
 
 from fedveil.base.refusal import Refusal
-from fedveil.deployment.device import device_ledger, owner_desk, owner_requests
+from fedveil.deployment.device import device_ledger, owner_requests
 from fedveil.deployment.device.client_bundle import renew_roster
 from fedveil.deployment.device.commands import forget, status
 from fedveil.deployment.device.owner_decisions import FILE as DECISIONS
 from fedveil.deployment.device.owner_decisions import OwnerVerdict
 from fedveil.deployment.device.owner_desk import decide, read_desk
-from fedveil.deployment.device.owner_policy import OwnerPolicy
 from fedveil.deployment.device.owner_requests import read_requests, request_name
 from fedveil.deployment.provision import revoke
 from fedveil.messages.flower_adapter import name_message
@@ -139,12 +138,6 @@ def test_another_question_under_an_approved_name_waits(folder: Path) -> None:
     code_of(device, question())
     decide(folder, OwnerVerdict.APPROVED, only_waiting(folder), "vote 17")
     assert code_of(device, question(why="Who is ill?")) == WAITING and not charges(device)
-
-
-def test_rounds_of_a_search_for_words_are_one_question() -> None:
-    ask = [{"kind": "top", "name": "words", "of": "note", "alphabet": "ab", "longest": 3}]
-    first = read_inquiry({"name": "w", "purpose": "statistics", "why": "", "records": 4, "ask": ask})
-    assert owner_requests._without_prefixes(first) == owner_requests._without_prefixes(first.following(["a"]))
 
 
 def test_owner_does_not_see_what_the_policy_forbids(folder: Path) -> None:
@@ -356,82 +349,3 @@ def test_roster_takes_effect_by_an_approval_alone(made: Path) -> None:
     assert renew_roster(device.bundle, signed).identity.roster.version == 2
     assert not read_desk(folder).requests
     assert [act["reason"] for act in acts(device)] == ["c4 has left", "ask c4 first", "c4 said yes"]
-
-
-# --- the command line ----------------------------------------------------------------------------------------------
-
-
-def test_pending_shows_the_terms_in_80_columns(folder: Path, commands: Any) -> None:
-    device = device_of(folder)
-    code_of(
-        device,
-        question(why="How many patients of each class does every clinic have, for the plan of the trial?"),
-    )
-    code, command = commands.run("client", "pending", str(folder))
-    lines = command.out.splitlines()
-    assert code == 0 and max(map(len, lines)) <= 80
-    text = " ".join(command.out.split())
-    assert (
-        "question labels" in text and "for the plan of the trial?" in text and "purposes statistics" in text
-    )
-    assert "cost of one answer at most epsilon" in text and "counts as refused from" in text
-    code, command = commands.run("client", "pending", str(folder), "--json")
-    (request,) = json.loads(command.out)["requests"]
-    assert request["standing"] == "waiting" and request["kind"] == "question"
-
-
-def test_decisions_on_the_command_line_reach_the_device(folder: Path, commands: Any) -> None:
-    device = device_of(folder)
-    code_of(device, in_the_clear())
-    request = only_waiting(folder)
-    assert commands.run("client", "approve", str(folder), request)[0] == 2  # no reason
-    code, command = commands.run("client", "approve", str(folder), "0" * 12, "--reason", "vote 17")
-    assert code == 2 and "is no request of this device" in command.err
-    code, command = commands.run("client", "approve", str(folder), request, "--reason", "vote 17")
-    assert code == 0 and "run spring approved by" in command.out and "on the ledger" in command.out
-    assert code_of(device, in_the_clear()) == 0
-    for words in (("pause",), ("resume",), ("stop", "spring")):
-        name, *subject = words
-        assert commands.run("client", name, str(folder), *subject, "--reason", "audit")[0] == 0
-    code, command = commands.run("ledger", "show", str(device.ledger.path))
-    said = " ".join(command.out.split())
-    assert "run spring stopped: audit" in said and "run spring approved: vote 17" in said
-
-
-def test_policy_names_a_time_of_minutes_hours_or_days() -> None:
-    assert OwnerPolicy.__dataclass_fields__["approve_within"].default == "24h"
-    for text in ("0h", "24", "1w", "-1h", ""):
-        with pytest.raises(Refusal, match="approve_within"):
-            replace_time(text)
-    assert replace_time("90m").patience == timedelta(minutes=90)
-    assert replace_time("7d").patience == timedelta(days=7)
-
-
-def replace_time(text: str) -> OwnerPolicy:
-    from fedveil.configs.bundle_files import read_toml_text
-
-    required = {
-        "target_epsilon": 8.0,
-        "target_delta": 1e-5,
-        "runs": [],
-        "trust_server": "false",
-        "minimum_cohort": 3,
-        "collusion": 0.1,
-        "dropout": 0.4,
-        "maximum_clipping_norm": 2.0,
-        "minimum_noise_multiplier": 1.0,
-        "profile": '"malicious"',
-        "maximum_local_epochs": 10,
-        "authority": f'"{"ab" * 32}"',
-        "minimum_roster_version": 1,
-        "approve_within": f'"{text}"',
-    }
-    lines = "\n".join(f"{key} = {value}" for key, value in required.items())
-    return read_toml_text(OwnerPolicy, lines.encode(), "policy.toml")
-
-
-def test_reason_is_one_line_of_text(folder: Path) -> None:
-    for reason in ("", "a\nb", "x" * 501):
-        with pytest.raises(Refusal, match="reason"):
-            decide(folder, OwnerVerdict.PAUSED, "", reason)
-    assert not owner_desk.read_desk(folder).decisions
