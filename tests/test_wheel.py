@@ -47,13 +47,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(folder.glob("*.whl"))
 
 
+PAGES = ("evidence/page/", "deployment/owner_page/")  # rooms with templates
+
+
 def tree() -> set[str]:
     files = {f"fedveil/{path.name}" for path in ROOT.glob("*.py")} | {"fedveil/py.typed"}
     for room in ROOMS:
         for path in (ROOT / room).rglob("*"):
             name = path.relative_to(ROOT).as_posix()
             data = room == "configs" or name.startswith("cli/templates/")
-            page = name.startswith("evidence/page/") and path.is_file()
+            page = name.startswith(PAGES) and path.is_file() and path.suffix != ".pyc"
             wanted = path.suffix == ".py" or (path.suffix in (".yaml", ".toml") and data) or page
             if wanted and not name.startswith(NOT_SHIPPED):
                 files.add(f"fedveil/{name}")
@@ -108,7 +111,7 @@ WITHOUT = {
             "yaml",
             "packaging",
         ),
-        ("client", "strategies", "deployment.device"),
+        ("client", "strategies", "deployment.device", "deployment.owner_page"),
     ),
 }
 PROBE = """
