@@ -195,7 +195,7 @@ class Device:
             return
         run, _ = wire.read_round(content)
         self._approvals.require_activity(run)
-        if not records_of(content, ArrayRecord):
+        if SECURE_RECORD in content and not records_of(content, ArrayRecord):
             return self._approvals.require_name(run)
         memory = self.memory.read_bytes() if self.memory.exists() else b""
         terms = agreed_terms(memory, self.bundle.identity, content)

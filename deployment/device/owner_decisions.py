@@ -31,7 +31,7 @@ TOLERANCE = 1e-9  # relative, between two computations of one noise
 
 
 class OwnerVerdict(StrEnum):
-    """OwnerDecision of an owner."""
+    """Verdict of an owner on a request, or on the device."""
 
     APPROVED = "approved"
     REFUSED = "refused"
@@ -54,7 +54,7 @@ class Standing(StrEnum):
 
 @dataclass(frozen=True)
 class OwnerDecision:
-    """OwnerDecision with its reason.
+    """Decision of a device's owner with its reason.
 
     Attributes:
       verdict: what was decided.
@@ -104,7 +104,8 @@ class OwnerDecision:
     def act(self) -> tuple[tuple[str, int, str], dict[str, Any]]:
         """Key and content of its act on the ledger (`Ledger.act`)."""
         fields = {name: value for name, value in plain_of(self).items() if name != "number"}
-        return (DECISIONS, self.number, self.verdict), fields
+        # The time too: the number begins anew in a file that its owner removed.
+        return (DECISIONS, self.number, f"{self.verdict} {self.at}"), fields
 
 
 @dataclass(frozen=True)

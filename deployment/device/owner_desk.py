@@ -1,4 +1,4 @@
-"""OwnerDesk of a device's owner: what waits for a decision and what was decided, and the commands that decide.
+"""Desk of a device's owner: what waits for a decision and what was decided, and the commands that decide.
 
 Neither keys nor data are read here, so that the commands and the page work while the agent runs, and before a bundle can
 be used.
@@ -133,27 +133,31 @@ def decide(folder: Path, verdict: OwnerVerdict, subject: str, reason: str, role:
     if draft.kind == ROSTER and verdict is OwnerVerdict.REFUSED:
         roster_changes.withdraw(desk.state)
     decision = add_decision(desk.state / LEDGERS, draft)
-    place = "on the ledger"
+    where = "on the ledger"
     try:
         desk.ledger.record_decisions((*desk.decisions, decision))
     except Refusal as refusal:
         if refusal.field != "ledger":
             raise
-        place = "the running client writes it to its ledger before its next answer"
+        where = "the running client writes it to its ledger before its next answer"
     if draft.kind == ROSTER and verdict is OwnerVerdict.APPROVED:
         version = int(draft.name.rpartition(" ")[2])
         roster_changes.approve(desk.state, roster_changes.waiting_for(desk.state, version))
-    return f"{decision}; {place}"
+    return f"{decision}; {where}"
 
 
 def _require_role(desk: OwnerDesk, draft: OwnerDecision) -> None:
     """Refuse to take back what an officer decided, in any other role."""
     if draft.verdict not in LIFTS or draft.role == OFFICER:
         return
-    same = [each for each in desk.decisions if each.is_lifted_by(draft)]
-    for last in same[-1:]:
-        if last.role == OFFICER and last.verdict not in LIFTS:
-            remedy = f"the officer decided ({last.verdict}: {last.reason}), and alone takes it back"
+    for number, each in enumerate(desk.decisions):
+        if each.role != OFFICER or each.verdict in LIFTS or not each.is_lifted_by(draft):
+            continue
+        later = desk.decisions[number + 1 :]  # what others decided since does not count
+        if not any(
+            lift.role == OFFICER and lift.verdict in LIFTS and each.is_lifted_by(lift) for lift in later
+        ):
+            remedy = f"the officer decided ({each.verdict}: {each.reason}), and alone takes it back"
             raise Refusal("role", draft.role, remedy)
 
 

@@ -96,7 +96,8 @@ def request_of(instruction: Instruction, delta: float, task: str) -> OwnerReques
     fixed["run"] = request_name(order.run)
     if order.client is not None:
         fixed["client"] = str(order.client.adjacency)
-    content = [fixed, purposes, [] if inquiry is None else _without_prefixes(inquiry)]
+    is_masked = instruction.terms is not None
+    content = [fixed, purposes, is_masked, [] if inquiry is None else _of_all_rounds(inquiry)]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     terms = dict(_terms(instruction, noise, delta, task))
     return OwnerRequest(RUN if inquiry is None else QUESTION, fixed["run"], digest, noise, terms, _now())
@@ -112,9 +113,10 @@ def noise_of(instruction: Instruction) -> float:
     return order.client.noise_multiplier * order.client.adjacency.distance if order.client else 0.0
 
 
-def _without_prefixes(question: Question) -> Any:
-    """Return a question as plain data, the same in all rounds of a search for words."""
+def _of_all_rounds(question: Question) -> Any:
+    """Return a question as plain data, the same in all rounds of a search for words, and in a resumed run."""
     plain = json.loads(question.text)
+    plain["name"] = request_name(str(plain.get("name", "")))
     for each in plain.get("ask", ()):
         each.pop("prefixes", None)
     return plain

@@ -17,10 +17,16 @@ from fedveil.base.refusal import Refusal
 from fedveil.deployment.device import device_ledger, owner_requests
 from fedveil.deployment.device.client_bundle import renew_roster
 from fedveil.deployment.device.commands import forget, status
+from fedveil.deployment.device.order_policy import Instruction
 from fedveil.deployment.device.owner_decisions import FILE as DECISIONS
-from fedveil.deployment.device.owner_decisions import OwnerVerdict
+from fedveil.deployment.device.owner_decisions import OFFICER, OwnerVerdict
 from fedveil.deployment.device.owner_desk import decide, read_desk
-from fedveil.deployment.device.owner_requests import read_requests, request_name
+from fedveil.deployment.device.owner_requests import (
+    OwnerRequest,
+    read_requests,
+    request_name,
+    request_of,
+)
 from fedveil.deployment.provision import revoke
 from fedveil.messages.flower_adapter import name_message
 from fedveil.messages.local_training import LocalTraining
@@ -104,6 +110,55 @@ def test_an_approval_of_a_run_holds_for_its_rounds_and_resumptions(folder: Path)
     slower = replace(CENTRAL, training=replace(CENTRAL.training, learning_rate=0.01))
     assert code_of(device, in_the_clear(slower, 3)) == 0  # as an arm of tuning may
     assert request_name("spring@5f evaluation") == "spring evaluation"
+
+
+@pytest.mark.parametrize("hold", [OwnerVerdict.REFUSED, OwnerVerdict.STOPPED])
+def test_no_detour_takes_back_what_the_officer_decided(folder: Path, hold: OwnerVerdict) -> None:
+    device = device_of(folder)
+    code_of(device, in_the_clear())
+    request = only_waiting(folder)
+    decide(folder, hold, request, "no vote", OFFICER)
+    decide(folder, hold, request, "neither do I")
+    with pytest.raises(Refusal, match="alone takes it back"):
+        decide(folder, OwnerVerdict.APPROVED, request, "after all")
+    assert code_of(device, in_the_clear()) == OWNERS_POLICY and not charges(device)
+    decide(folder, OwnerVerdict.APPROVED, request, "vote 17", OFFICER)
+    decide(folder, OwnerVerdict.REFUSED, request, "not now")
+    decide(folder, OwnerVerdict.APPROVED, request, "now")
+    assert code_of(device, in_the_clear()) == 0
+
+
+def test_other_terms_under_a_refused_name_wait_for_its_owner(folder: Path) -> None:
+    device = device_of(folder)
+    code_of(device, question())
+    decide(folder, OwnerVerdict.REFUSED, only_waiting(folder), "say who reads it")
+    assert code_of(device, question(why="The board reads it.")) == WAITING
+    decide(folder, OwnerVerdict.APPROVED, only_waiting(folder), "vote 18")
+    assert code_of(device, question(why="The board reads it.")) == 0
+
+
+def test_question_of_a_resumed_run_is_the_same_request(folder: Path) -> None:
+    device = device_of(folder)
+    code_of(device, question("labels"))
+    decide(folder, OwnerVerdict.APPROVED, only_waiting(folder), "vote 17")
+    assert code_of(device, question("labels@5f")) == 0
+
+
+def test_decisions_after_a_lost_file_are_on_the_ledger_too(folder: Path) -> None:
+    device = device_of(folder)
+    code_of(device, in_the_clear())
+    request = only_waiting(folder)
+    decide(folder, OwnerVerdict.APPROVED, request, "vote 17")
+    device.ledger.record_decisions(read_desk(folder).decisions)
+    path = device.ledgers / DECISIONS
+    stored = json.loads(path.read_text())
+    stored["decisions"][0]["at"] = "2026-01-01T00:00:00+00:00"
+    path.unlink()
+    decide(folder, OwnerVerdict.APPROVED, request, "vote 18")
+    device.ledger.record_decisions(
+        [replace(each, at="2027-01-01T00:00:00+00:00") for each in read_desk(folder).decisions]
+    )
+    assert {each["reason"] for each in acts(device)} == {"vote 17", "vote 18"}
 
 
 CHANGES = {
@@ -295,6 +350,21 @@ def test_masked_sum_goes_on_with_a_decision_that_comes_in_time(made: Path) -> No
     opened = masked_sum(Devices(devices, fault))
     assert opened.survivors == 5 and opened.attempts == 1
     assert all(charges(each) == 1 for each in devices.values())
+
+
+def test_the_same_run_in_the_clear_is_another_request(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    instructions: list[Instruction] = []
+
+    def seen(instruction: Instruction, delta: float, task: str) -> OwnerRequest:
+        instructions.append(instruction)
+        return request_of(instruction, delta, task)
+
+    monkeypatch.setattr("fedveil.deployment.device.device.request_of", seen)
+    clients = made / "clients"
+    masked_sum(Devices({2 + n: device_of(clients / f"c{n}", **RUNS) for n in range(5)}))
+    masked = next(each for each in instructions if each.terms is not None)
+    one, other = (request_of(each, 1e-5, "digits") for each in (masked, replace(masked, terms=None)))
+    assert one.digest != other.digest
 
 
 def test_masked_sum_goes_on_without_a_device_that_waits(made: Path) -> None:
