@@ -188,13 +188,13 @@ class LinkGrid(RosterGrid):
     def _exchange(self, messages: list[Message], seconds: float) -> Iterator[Message]:
         """Post a letter for each message, and yield the replies; then withdraw the letters and store what was acknowledged."""
         arrived: queue.SimpleQueue[tuple[Letter, bytearray]] = queue.SimpleQueue()
-        outgoing, letters, waiting = dict[str, tuple[Letter, Message]](), list[Letter](), dict[str, int]()
+        outgoing, waiting = dict[str, tuple[Letter, Message]](), dict[str, int]()  # by id, without an answer
         repeats, end = Repeats(), time.monotonic() + seconds
         try:
             while messages or waiting or repeats.pending:
                 if messages:
                     fresh = self._write_letters(messages, lambda letter, data: arrived.put((letter, data)))
-                    letters += (posted := [letter for letter, _ in fresh.values()])
+                    posted = [letter for letter, _ in fresh.values()]
                     outgoing |= fresh
                     waiting |= {letter.id: letter.node for letter in posted}
                     self._call(self._board.post, posted)
@@ -207,9 +207,9 @@ class LinkGrid(RosterGrid):
                     waiting, messages = self._in_roster(waiting), repeats.due(self._nodes)
                     continue
                 messages = repeats.due(self._nodes)
+                _, request = outgoing.pop(letter.id)
                 if waiting.pop(letter.id, None) is None:
                     continue  # its node has left the roster since it was asked
-                _, request = outgoing[letter.id]
                 reply = self._read(request, data)
                 if not reply.has_error() and SPEC_RECORD in request.content:
                     self._board.acknowledge(letter.node, letter.id)
@@ -219,7 +219,7 @@ class LinkGrid(RosterGrid):
                 del reply
             yield from repeats.answers()
         finally:
-            self._call(self._board.withdraw, letters)
+            self._call(self._board.withdraw, [letter for letter, _ in outgoing.values()])
             self._store_acknowledged()
 
     def _store_acknowledged(self) -> None:

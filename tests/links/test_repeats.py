@@ -1,6 +1,7 @@
 """Instructions to devices that wait for their owners: sent again within the exchange, and counted at its end."""
 
 import runpy
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from fedveil.links import repeats
 from fedveil.links.flower.grid import open_supernodes
 from fedveil.links.grpc import grid as link_grid
 from fedveil.links.grpc.grid import LinkGrid, open_link
+from fedveil.links.grpc.server_end import Letter
 from fedveil.messages.flower_adapter import claim_identity
 from fedveil.messages.wire import NOT_ELIGIBLE, WAITING
 
@@ -72,6 +74,29 @@ def test_undecided_device_is_counted_at_the_deadline(grid: LinkGrid, federation:
     with federation.following(federation.endpoint(2, grid.port), handle):
         replies = list(grid.send_and_receive([asking(2, **ROUND)], timeout=2.0))
     assert [each.error.code for each in replies] == [WAITING] and len(ids) >= 2
+
+
+def test_answered_letters_are_released_while_a_device_waits(
+    grid: LinkGrid, federation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device may wait for a day, and each letter has a model."""
+    monkeypatch.setattr(repeats, "LONGEST_SECONDS", 0.02)
+    letters, alive = list[weakref.ref[Letter]](), list[int]()
+    write = grid._write_letters
+
+    def noted(*arguments: Any) -> Any:
+        fresh = write(*arguments)
+        letters.extend(weakref.ref(letter) for letter, _ in fresh.values())
+        alive.append(sum(each() is not None for each in letters))
+        return fresh
+
+    monkeypatch.setattr(grid, "_write_letters", noted)
+    handle, _ = undecided(12)
+    with federation.following(federation.endpoint(2, grid.port), handle):
+        [reply] = grid.send_and_receive([asking(2, **ROUND)], timeout=20)
+    assert (
+        reply.has_content() and len(alive) == 13 and max(alive) <= 3
+    )  # a new one, and those that the loops have in hand
 
 
 def test_other_errors_are_not_sent_again(grid: LinkGrid, federation: Any) -> None:
