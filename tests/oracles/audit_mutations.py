@@ -573,6 +573,7 @@ BEYOND: dict[str, str] = {
     "a question over Flower's link is done twice": LINK,
     "an instruction is handled before it is written down": LINK,
     "a reply that comes twice counts twice": LINK,
+    "a server keeps every letter that was answered": "a server's memory, and no number that is released",
     "gRPC is given another certificate at once": "a link that crashes, and no number that is released",
     "records are trained without measuring that they are apart": PRECONDITION,
     "protect accepts any delta": "the audit's own run asks for no such thing",
