@@ -13,6 +13,12 @@ from ..base.refusal import Refusal
 
 LETTERS = 26
 CHUNK_BYTES = 1 << 20
+SEPARATOR = " "  # between an element's namespace and its name
+NAMESPACES = {  # of a worksheet, by ECMA-376 part 4 and part 1; calamine reads one without a namespace too
+    "http://schemas.openxmlformats.org/spreadsheetml/2006/main",
+    "http://purl.oclc.org/ooxml/spreadsheetml/main",
+    "",
+}
 ADDRESS = re.compile(r"([A-Z]+)([0-9]+)")  # of a cell, by ECMA-376 part 1, 18.18.62
 
 
@@ -32,10 +38,12 @@ def sheet_errors(file: Path) -> dict[tuple[int, int], str]:
 
 @dataclass
 class _Sheet:
-    """Part of an .xlsx file while it is parsed; one that is no worksheet has no cells."""
+    """Part of an .xlsx file while it is parsed; one that is no worksheet, such as customXml/item1.xml, has no cells."""
 
     file: Path
     errors: dict[tuple[int, int], str]
+    namespace: str = ""
+    is_over: bool = False
     row: int = -1
     column: int = -1
     kind: str = ""  # attribute t of the cell: e is an error, str a text that a formula gives
@@ -45,18 +53,26 @@ class _Sheet:
 
     def read(self, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
         """Add the errors of the part, if it is a worksheet."""
-        parser = expat.ParserCreate()
-        parser.StartElementHandler, parser.EndElementHandler = self._start, self._end
-        parser.CharacterDataHandler = self._text
+        parser = expat.ParserCreate(namespace_separator=SEPARATOR)
+
+        def root(name: str, _attributes: Mapping[str, str]) -> None:
+            self.namespace, _, kind = name.rpartition(SEPARATOR)
+            self.is_over = kind != "worksheet" or self.namespace not in NAMESPACES
+            if not self.is_over:
+                parser.StartElementHandler, parser.EndElementHandler = self._start, self._end
+                parser.CharacterDataHandler = self._text
+
+        parser.StartElementHandler = root
         with archive.open(entry) as content:
-            while chunk := content.read(CHUNK_BYTES):
+            while not self.is_over and (chunk := content.read(CHUNK_BYTES)):
                 parser.Parse(chunk)
-        parser.Parse(b"", True)
+        if not self.is_over:
+            parser.Parse(b"", True)
 
     def _start(self, name: str, attributes: Mapping[str, str]) -> None:
-        match name.rpartition(":")[2]:
+        match self._local(name):
             case "row":
-                self.row, self.column = int(attributes.get("r", self.row + 2)) - 1, -1
+                self.row, self.column = self._number(attributes.get("r", str(self.row + 2))) - 1, -1
             case "c":
                 self.column = _column(attributes.get("r", ""), self.column + 1)
                 self.kind, self.has_formula, self.value = attributes.get("t", "n"), False, []
@@ -72,7 +88,7 @@ class _Sheet:
             self.value.append(text)
 
     def _end(self, name: str) -> None:
-        match name.rpartition(":")[2]:
+        match self._local(name):
             case "v":
                 self.is_value = False
             case "c" if self.kind == "e":
@@ -83,6 +99,17 @@ class _Sheet:
                 raise Refusal("table", str(self.file), remedy)
             case _:
                 pass
+
+    def _local(self, name: str) -> str:
+        """Return the name of an element in the worksheet's own namespace; nothing for another standard's."""
+        namespace, _, local = name.rpartition(SEPARATOR)
+        return local if namespace == self.namespace else ""
+
+    def _number(self, text: str) -> int:
+        """Return a row's number, from 1."""
+        if not text.isdecimal():
+            raise Refusal("table", str(self.file), f"has {text!r} as a row's number; save it anew")
+        return int(text)
 
 
 def _column(address: str, following: int) -> int:
