@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 from itertools import pairwise
@@ -18,6 +19,7 @@ CURVES = ("epsilon", "accuracy", "budget", "fourth")  # looks of one column's cu
 # Of a heat map, in units of the SVG: margins, and height of a row.
 BESIDE, ABOVE, BELOW, ROW = 96.0, 8.0, 42.0, 22.0
 LETTER = 6.2  # width of a letter beside an axis
+FEWEST_LETTERS = 4  # of a longer word's label: where they have no room, only every so many words have one
 MOST_NUMBERS = 8  # columns of a heat map up to which its cells have numbers
 STRONGEST = 0.55  # opacity of the largest contribution, on which its number can be read
 
@@ -116,7 +118,10 @@ def _ticks(level: Fields, size: float, room: float) -> list[tuple[float, str]]:
       room: for one label.
     """
     if "words" in level:
-        return [(at + 0.5, shortened(word, int(room / LETTER))) for at, word in enumerate(level["words"])]
+        fewest = min(max(map(len, level["words"])), FEWEST_LETTERS)
+        every = max(1, math.ceil(fewest * LETTER / room))
+        longest = max(fewest, int(every * room / LETTER))
+        return [(at + 0.5, shortened(word, longest)) for at, word in enumerate(level["words"])][::every]
     edges = [f"{each:g}" for each in level["edges"]]
     every = 1 + int(room == size and max(map(len, edges)) * LETTER > size)
     return [(float(at), edge) for at, edge in enumerate(edges)][::every]

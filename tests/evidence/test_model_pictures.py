@@ -1,13 +1,15 @@
 """Pictures of an additive model on a report's page: shapes, heat maps of pairs and survival curves."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pytest
 from shared.reports import texts_of, validated
 
 from fedveil.evidence.content import report_of
-from fedveil.evidence.model_pictures import MAX_SHAPES, model_pictures
+from fedveil.evidence.model_pictures import LETTER, MAX_SHAPES, model_pictures
 from fedveil.evidence.page import page_of
 from fedveil.evidence.page_text import active_parts, differences
 from fedveil.run.run_files import read_run
@@ -84,6 +86,18 @@ def test_a_large_pair_is_drawn_without_numbers(kept: Path) -> None:
     for each, numbers in ((model, 40), (wide, 0)):
         drawn = model_pictures(report_of(read_run(kept), shapes=each))["shape-0"]
         assert drawn.count("<rect") == 40 and len(re.findall(r"0\.10</text>", drawn)) == numbers
+
+
+@pytest.mark.parametrize(("count", "length"), [(60, 1), (60, 9), (400, 9)], ids=str)
+def test_words_below_a_wide_pair_do_not_overlap(count: int, length: int, kept: Path) -> None:
+    words = {"column": "ward", "words": [f"{at % 10}" * length for at in range(count)]}
+    wide = pair([AGES, words], [[0.1] * count, [-0.1] * count])
+    model = {"scores": ["ill"], "intercept": [0.0], "shapes": [wide]}
+    drawn = model_pictures(report_of(read_run(kept), shapes=model))["shape-0"]
+    below = re.findall(r'class="tick middle" x="([\d.]+)" y="[\d.]+">([^<]+)<', drawn)
+    spans = [(float(x), len(word) * LETTER / 2) for x, word in below]
+    assert len(spans) > 5 and below[0][1][0] == "0"
+    assert all(one + half + other <= two + 0.2 for (one, half), (two, other) in pairwise(spans))
 
 
 def test_curves_of_survival_have_a_key_and_their_ends(kept: Path) -> None:
