@@ -403,8 +403,10 @@ class TableKeys:
         """Return the schema that all clients share, with the model's bins, scaling and weights, and without persons."""
         schema = _without(self.person, _schema(self, sources), self.simulated)
         if self.pairs:
-            pairs = [*map(list, (*schema.pair_names, *self.pairs))]
-            schema = replace(schema, pair_names=read_pairs("task.pairs", pairs, schema.spelling))
+            pairs = read_pairs("task.pairs", [*map(list, self.pairs)], schema.spelling)
+            declared = {*map(frozenset, schema.pair_names)}
+            further = (each for each in pairs if frozenset(each) not in declared)
+            schema = replace(schema, pair_names=(*schema.pair_names, *further))
         if self.model == "gam":
             if self.scaling is not None:
                 raise Refusal(FIELD, self.scaling, "scales numbers, and a gam uses their bins; leave it out")

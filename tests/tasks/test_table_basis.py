@@ -87,7 +87,18 @@ def test_a_run_adds_pairs_to_those_of_the_schema(tmp_path: Path) -> None:
     task = load(schema=str(schema_file(tmp_path, columns=columns)), model="gam", pairs=[["dose", "AGE"]])
     assert task.schema.pair_names == (("age", "kind"), ("dose", "age"))
     with pytest.raises(Refusal, match=r"task\.pairs='kind x age': occurs twice"):
-        load(schema=str(schema_file(tmp_path)), model="gam", pairs=[["kind", "age"]])
+        load(schema=str(schema_file(tmp_path)), model="gam", pairs=[["age", "kind"], ["kind", "age"]])
+
+
+def test_a_pair_of_the_schema_may_be_in_the_runs_key(tmp_path: Path) -> None:
+    # As in the key that `fedveil ask pairs` prints.
+    columns = {**COLUMNS, "dose": {"low": 0, "high": 1}}
+    pairs = [["kind", "age"], ["dose", "age"]]
+    task = load(schema=str(schema_file(tmp_path, columns=columns)), model="gam", pairs=pairs)
+    assert task.schema.pair_names == (("age", "kind"), ("dose", "age"))
+    assert load(schema=str(schema_file(tmp_path)), model="gam", pairs=pairs[:1]).schema.pair_names == (
+        ("age", "kind"),
+    )
 
 
 def test_a_stored_schema_keeps_its_pairs_and_smoothing(tmp_path: Path) -> None:
