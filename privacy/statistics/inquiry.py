@@ -422,7 +422,7 @@ def _pairs(group: Mapping[str, Any]) -> PairStrengths:
     """Return how strongly pairs of columns, by default all, act together on a label: two categories, or a number."""
     name = _name("of", group.get("of"))
     words = group.get("categories")
-    label = Amount(_numbers(group)) if words is None else Event(_levels(name, words))
+    label = Amount(_numbers(group)) if words is None else Event(_words(name, words))
     definitions = group.get("columns")
     if not isinstance(definitions, dict):
         remedy = (
@@ -442,14 +442,23 @@ def _pairs(group: Mapping[str, Any]) -> PairStrengths:
         pairs.append((numbers[0], numbers[1]))
     if not pairs:
         raise Refusal("columns", list(by_name), "give at least two")
+    if single := [each for each in columns if each.count < 2]:
+        remedy = "is one level, and acts with nothing; give three edges or more, or words that are numbers as [[0], [1]]"
+        raise Refusal(f"columns.{single[0].name}", list(single[0].bins.labels), remedy)
     return PairStrengths(label, columns, tuple(pairs))
 
 
 def _levels(name: str, plain: object) -> Levels:
-    """Return a column in levels: between edges if they are numbers, else words, of which a list is one level."""
+    """Return a column in levels: between edges if they are numbers, else words."""
     values = _listed(name, plain)
     if all(isinstance(each, int | float) and not isinstance(each, bool) for each in values):
         return Levels(Bins(name, edges=tuple(values)))
+    return _words(name, values)
+
+
+def _words(name: str, plain: object) -> Levels:
+    """Return a column in levels of words, of which a list is one level; numbers are words too."""
+    values = _listed(name, plain)
     groups = [cast(list[Any], each) if isinstance(each, list) else [each] for each in values]
     words = tuple(str(word) for each in groups for word in each)
     return Levels(Bins(name, words=words), tuple(number for number, each in enumerate(groups) for _ in each))

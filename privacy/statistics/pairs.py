@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...base.refusal import Refusal
-from .columns import Bins, Numbers, Table, share
+from .columns import MAX_CELLS, Bins, Numbers, Table, share
 from .figure import NORMAL_95, Cells, Figure, unsaid
 
 LEVEL = 0.05  # probability that a pair without an interaction is above the noise, over all pairs (Bonferroni)
@@ -216,6 +216,13 @@ class PairStrengths:
     label: PairLabel
     columns: tuple[Levels, ...]
     pairs: tuple[tuple[int, int], ...]
+
+    def __post_init__(self) -> None:
+        (cells,) = self.shape
+        if cells > MAX_CELLS:
+            remedy = "name fewer `columns`, each in fewer levels, or few `pairs`"
+            fault = f"their pairs have {cells} cells, and {MAX_CELLS} are the most; {remedy}"
+            raise Refusal("columns", len(self.columns), fault)
 
     @cached_property
     def sizes(self) -> tuple[tuple[int, int], ...]:

@@ -164,19 +164,41 @@ def test_a_question_reads_bins_words_and_groups_of_words() -> None:
     )
 
 
+def test_numbers_are_words_of_a_label() -> None:
+    for categories, groups in (([0, 1], (0, 1)), ([0, [1, 2]], (0, 1, 1))):
+        (question,) = read_inquiry(asked(categories=categories)).questions
+        assert isinstance(question.statistic, PairStrengths)
+        words = tuple(map(str, range(len(groups))))
+        assert question.statistic.label == Event(Levels(Bins("ill", words=words), groups))
+
+
+def test_sixteen_numbers_have_few_enough_cells() -> None:
+    columns = {f"c{number}": [0, 1, 2, 3, 4] for number in range(16)}
+    (question,) = read_inquiry(asked(columns=columns)).questions
+    assert question.statistic.shape == (120 * 32,)
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"categories": ["a", "b", "c"]}, r"categories=.*give two categories"),
+        ({"categories": [0, 1, 2]}, r"categories=.*give two categories"),
         ({"categories": None}, r"low=None: declare the bounds"),
         ({"columns": None}, r"columns=None: give each column its edges or categories"),
         ({"columns": {"age": [0, 1]}}, r"columns=\['age'\]: give at least two"),
+        (
+            {"columns": {"age": [0, 2, 4], "sex": [0, 1]}},
+            r"columns\.sex=\['0 to 1'\]: is one level.*\[\[0\], \[1\]\]",
+        ),
         ({"pairs": [["age", "age"]]}, r"pairs=\['age', 'age'\]: give pairs of two"),
         ({"pairs": [["age", "ward"], ["ward", "age"]]}, r"pairs=\['ward', 'age'\].*each once"),
         ({"pairs": [["age", "sex"]]}, r"pairs=\['age', 'sex'\]"),
-        ({"columns": {f"c{n}": list(range(60)) for n in range(2)}}, r"more than 4096 cells"),
+        (
+            {"columns": {f"c{n}": list(range(5)) for n in range(17)}},
+            r"columns=17: their pairs have 4352 cells, and 4096 are the most; name fewer `columns`.*or few `pairs`",
+        ),
     ],
-    ids=["three", "bounds", "columns", "one", "twice", "again", "other", "cells"],
+    ids=["three", "numbers", "bounds", "columns", "one", "level", "twice", "again", "other", "cells"],
 )
 def test_a_question_that_has_no_answer_is_refused(changes: dict[str, object], sentence: str) -> None:
     with pytest.raises(Refusal, match=sentence):
