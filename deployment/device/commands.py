@@ -180,7 +180,7 @@ def _approve_roster(folder: Path, version: int, reason: str | None) -> None:
     waiting = roster_changes.waiting_for(state, version)
     ledger = DeviceLedger(state / LEDGERS, device_name(read_device_file(folder)), policy.cap)
     ledger.record_approval(waiting.version, waiting.hash, reason)
-    roster_changes.approve(state, waiting)
+    roster_changes.approve(state, waiting.hash)
     print(f"approved: {waiting}")
 
 

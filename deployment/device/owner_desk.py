@@ -141,8 +141,7 @@ def decide(folder: Path, verdict: OwnerVerdict, subject: str, reason: str, role:
             raise
         where = "the running client writes it to its ledger before its next answer"
     if draft.kind == ROSTER and verdict is OwnerVerdict.APPROVED:
-        version = int(draft.name.rpartition(" ")[2])
-        roster_changes.approve(desk.state, roster_changes.waiting_for(desk.state, version))
+        roster_changes.approve(desk.state, draft.digest)
     return f"{decision}; {where}"
 
 

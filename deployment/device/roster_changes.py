@@ -114,9 +114,9 @@ def waiting_for(state: Path, version: int) -> RosterChange:
     return waiting
 
 
-def approve(state: Path, change: RosterChange) -> None:
-    """Approve a change that waits; a running agent applies it in the next round."""
-    replace_file(state / APPROVED, change.hash.encode())
+def approve(state: Path, digest: str) -> None:
+    """Approve the change with this hash, and no other of its version; a running agent applies it in the next round."""
+    replace_file(state / APPROVED, digest.encode())
 
 
 def withdraw(state: Path) -> None:

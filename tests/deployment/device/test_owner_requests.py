@@ -6,7 +6,7 @@ from typing import Any
 from fedveil.deployment.device.owner_requests import (
     MAX_REQUESTS,
     OwnerRequest,
-    _without_prefixes,
+    _of_all_rounds,
     read_requests,
     request_name,
     roster_request,
@@ -21,7 +21,7 @@ REQUEST = OwnerRequest("run", "spring", "ab" * 32, 3.0, {"task": "digits"}, "202
 def test_rounds_of_a_search_for_words_are_one_question() -> None:
     ask = [{"kind": "top", "name": "words", "of": "note", "alphabet": "ab", "longest": 3}]
     first = read_inquiry({"name": "w", "purpose": "statistics", "why": "", "records": 4, "ask": ask})
-    assert _without_prefixes(first) == _without_prefixes(first.following(["a"]))
+    assert _of_all_rounds(first) == _of_all_rounds(first.following(["a"]))
 
 
 def test_name_leaves_out_what_a_resumed_run_adds() -> None:

@@ -223,7 +223,7 @@ def test_pending_roster_is_not_exchanged_before_approval(
     assert "another roster of version 2 or earlier" in caplog.text
     waiting = roster_changes.waiting_for(bundle.state, 2)
     assert [each.split()[0] for each in waiting.removed] == ["c1"]
-    roster_changes.approve(bundle.state, waiting)
+    roster_changes.approve(bundle.state, waiting.hash)
     with pytest.raises(Refusal, match="waits"):
         renew_roster(bundle, exchanged)
     assert renew_roster(bundle, shown).identity.roster.version == 2
