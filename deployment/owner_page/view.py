@@ -54,7 +54,7 @@ class LedgerSpend:
 
     Attributes:
       name: of what the ledger counts.
-      spent, left: epsilon; of `left` 0 if nothing is.
+      spent, remaining: epsilon; what remains is at least 0.
       limit, delta: of the owner's budget.
       share: spent part of the budget, in percent, at most 100.
       runs: with the last one first.
@@ -62,7 +62,7 @@ class LedgerSpend:
 
     name: str
     spent: float
-    left: float
+    remaining: float
     limit: float
     delta: float
     share: float

@@ -30,7 +30,7 @@ def test_cost_of_a_run_is_that_of_its_rounds_together(device: Any) -> None:
     assert row.epsilon == f"{gaussian_epsilon(math.sqrt(3) / 3, 1e-5):.3g}"
     ledger, records = view.data_sets(read_desk(device.bundle.folder))
     assert (records.name, list(records.runs)) == ("its records", []) and records.spent > ledger.spent
-    assert ledger.spent + ledger.left == pytest.approx(8.0) and f"{ledger.spent:.3g}" == row.epsilon
+    assert ledger.spent + ledger.remaining == pytest.approx(8.0) and f"{ledger.spent:.3g}" == row.epsilon
     assert ledger.share == pytest.approx(100 * ledger.spent / 8.0)
 
 
