@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .descent import Descent, Design, ModelEstimate, estimate
+from .descent import ModelEstimate
 from .layouts import Array
 from .outcomes import HazardLaw, expit
+from .run_steps import MIN_ROWS, NoInterval
 
 if TYPE_CHECKING:
     from .survival import SurvivalTimes
@@ -31,24 +32,21 @@ def law_of_times(label: SurvivalTimes, targets: Array) -> HazardLaw:
     return HazardLaw(censored / np.maximum(at_risk, 1), np.full(count, label.start))
 
 
-def hazard_estimate(
-    label: SurvivalTimes, steps: Descent, inputs: Array, targets: Array, model: Array
-) -> ModelEstimate:
-    """Return the estimate of the true model from the released one.
+def public_rows(inputs: Array, intervals: int) -> Array:
+    """Return the public rows that are used, evenly spaced: as many as `MOST_NUMBERS` allows.
 
     Args:
-      label: of the model.
-      steps: of the run.
-      inputs: public rows with their 1 last, shape (m, d).
-      targets: of these rows, shape (m, 2).
-      model: released model, in the form of `layouts.SharedScore`.
+      inputs: of all public rows, shape (m, d).
+      intervals: number of the label's intervals.
 
     Raises:
-      ArithmeticError: no true model leads to the released one.
+      NoInterval: they are fewer than `MIN_ROWS`.
     """
-    count = len(label.ends)
-    every = -(-len(inputs) * count * (2 * count + 1) // MOST_NUMBERS)
-    return estimate(Design(steps, inputs[::every], law_of_times(label, targets)), model)
+    count = min(len(inputs), MOST_NUMBERS // (intervals * (2 * intervals + 1)))
+    if count < MIN_ROWS:
+        reason = f"of {intervals} bins only {count} public rows are used, and {MIN_ROWS} are the fewest"
+        raise NoInterval(f"{reason}; use fewer bins")
+    return inputs[np.linspace(0, len(inputs) - 1, count).astype(int)]
 
 
 def curves(fit: ModelEstimate, inputs: Array, intervals: int, half: float) -> tuple[Array, Array, Array]:

@@ -23,10 +23,10 @@ from ..run.run_files import read_object
 from ..tasks.tables import Tables
 from .coefficients import INTERCEPT, contrasts_of, is_unseen, means_of, spread
 from .descent import Descent, Design, ModelEstimate, estimate
-from .hazard_intervals import curve_columns, curves, hazard_estimate
+from .hazard_intervals import curve_columns, curves, law_of_times, public_rows
 from .layouts import Array
 from .outcomes import ClassLaw, NumberLaw, contrasts, softmax
-from .run_steps import NoInterval, steps_of
+from .run_steps import MIN_ROWS, NoInterval, steps_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 LEVEL = 0.95
 MAX_ROWS = 1_000  # public rows that stand for the distribution of the inputs
-MIN_ROWS = 50
 ROWS_PER_INPUT = 3  # of a public table whose residuals stand for those of all rows
 NOT_INVERTED = (
     "the steps that lead from a true model to the released one could not be inverted; "
@@ -173,9 +172,10 @@ def _fit_number(label: Any, run: PublicRun) -> Fit:
 def _fit_hazards(label: Any, run: PublicRun) -> Fit:
     """Return the fit of a model of hazards."""
     model = np.concatenate([run.weight[0], run.bias])
-    result = hazard_estimate(label, run.steps, run.inputs, run.targets, model)
+    law, inputs = law_of_times(label, run.targets), public_rows(run.inputs, len(label.ends))
+    result = estimate(Design(run.steps, inputs, law), model)
     names = label.scores(run.weight, run.bias).names
-    return Fit(result, run.inputs, np.zeros(0), np.ones((1, 1)), names)
+    return Fit(result, inputs, np.zeros(0), np.ones((1, 1)), names)
 
 
 def law_of_number(inputs: Array, targets: Array) -> NumberLaw:

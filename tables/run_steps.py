@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from ..run.prepared_run import Run
     from ..server.checkpoint import State
 
+MIN_ROWS = 50  # public rows that stand for the distribution of the inputs
+
 
 class NoInterval(Exception):
     """Reason why a run has no intervals, as a clause with the remedy."""

@@ -9,9 +9,11 @@ from shared.runs import run_quietly
 
 from fedveil.__main__ import run as fedveil
 from fedveil.benchmarks.intervals import Case, coverage_of_times, hazards_of, rows_of
+from fedveil.tables import hazard_intervals
 from fedveil.tables.descent import Descent, Design, ModelEstimate, estimate
-from fedveil.tables.hazard_intervals import curves, law_of_times
+from fedveil.tables.hazard_intervals import curves, law_of_times, public_rows
 from fedveil.tables.outcomes import expit
+from fedveil.tables.run_steps import NoInterval
 from fedveil.tables.survival import SurvivalTimes
 from fedveil.tasks.table_schema import read_schema
 
@@ -34,6 +36,21 @@ def test_the_law_has_the_censoring_of_the_public_rows(tmp_path: Path) -> None:
     law = law_of_times(label_of(tmp_path), np.array([times, events], float).T)
     assert law.censored == pytest.approx([1 / 6, 1 / 4, 1 / 2])
     assert law.offsets == pytest.approx(np.full(3, np.log(2 ** (1 / 3) - 1)))
+
+
+@pytest.mark.parametrize(("bins", "rows"), [(3, 1000), (10, 952), (40, 61), (44, 51)], ids=str)
+def test_many_bins_take_fewer_public_rows(bins: int, rows: int) -> None:
+    inputs = np.arange(1000.0)[:, None]
+    some = public_rows(inputs, bins)
+    assert some.shape == (rows, 1) and (some[0], some[-1]) == (0, 999)
+    assert np.diff(some[:, 0]).max() - np.diff(some[:, 0]).min() <= 1
+
+
+@pytest.mark.parametrize(("bins", "rows"), [(45, 48), (365, 0)], ids=str)
+def test_bins_for_too_few_public_rows_have_no_intervals(bins: int, rows: int) -> None:
+    sentence = f"of {bins} bins only {rows} public rows are used, and 50 are the fewest; use fewer bins"
+    with pytest.raises(NoInterval, match=sentence):
+        public_rows(np.ones((1000, 1)), bins)
 
 
 def test_median_of_a_flat_curve_is_infinite(tmp_path: Path) -> None:
@@ -80,7 +97,10 @@ def test_intervals_of_curves_cover_the_true_survival() -> None:
     assert shares.coefficients >= 0.8 and shares.predictions >= 0.85
 
 
-def test_a_run_gives_curves_with_intervals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_gives_curves_with_intervals(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hazard_intervals, "MOST_NUMBERS", 80 * 3 * 7)  # 80 of the 100 public rows
     draw = np.random.default_rng(0)
     (tmp_path / "sites").mkdir()
     for name, count in (("sites/a.csv", 250), ("sites/b.csv", 250), ("public.csv", 100)):
@@ -96,6 +116,7 @@ def test_a_run_gives_curves_with_intervals(tmp_path: Path, capsys: pytest.Captur
     private = ["privacy=record_distributed", "privacy.target_epsilon=20"]
     result = run_quietly([*keys, *private], tmp_path / "run").result
     baseline = result["intervals"]["baseline"]
+    assert result["intervals"]["rows"] == 80
     assert [each["time"] for each in baseline] == [10, 20, 30]
     assert all(each["low"] < each["value"] < each["high"] for each in baseline)
     assert baseline[1]["low"] < np.exp(-20 / 25) < baseline[1]["high"]
