@@ -119,8 +119,8 @@ def _ticks(level: Fields, size: float, room: float) -> list[tuple[float, str]]:
     """
     if "words" in level:
         fewest = min(max(map(len, level["words"])), FEWEST_LETTERS)
-        every = max(1, math.ceil(fewest * LETTER / room))
-        longest = max(fewest, int(every * room / LETTER))
+        every = math.ceil((fewest + 1) * LETTER / room)  # a letter's width is between two labels
+        longest = max(fewest, int(every * room / LETTER) - 1)
         return [(at + 0.5, shortened(word, longest)) for at, word in enumerate(level["words"])][::every]
     edges = [f"{each:g}" for each in level["edges"]]
     every = 1 + int(room == size and max(map(len, edges)) * LETTER > size)
