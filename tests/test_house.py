@@ -88,18 +88,18 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 93_870,  # with docstrings, comments and blank lines
-    "lines of the core": 58_120,
+    "lines of the package": 97_620,  # with docstrings, comments and blank lines
+    "lines of the core": 58_320,
     "files that know many features": 0,
-    "tests of None": 1_400,
-    "tests of None on a part's name": 22,
-    "conditional expressions": 1_534,
+    "tests of None": 1_447,
+    "tests of None on a part's name": 23,
+    "conditional expressions": 1_592,
     "parameters that are tuples": 5,
     "properties that are read for their refusal": 0,
     "names that are participles or adverbs": 7,
-    "files with functions and no test of their name": 192,
+    "files with functions and no test of their name": 191,
     "files that the smallest job loads": 181,
-    "lines that the smallest job loads": 29_630,
+    "lines that the smallest job loads": 29_709,
 }
 SMALLEST = """
 import sys, json
