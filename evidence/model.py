@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..configs.bundle_files import SCHEMA
-from ..configs.task_settings import AUTO
 from ..run.run_files import Fields, RunFiles
 
+CHOSEN_BY_RUN = "auto"  # of task.model, as in configs.task_settings, which takes pydantic
 INTENDED = "ai_annex_iv_1"  # item of the forms whose answer states the intended purpose
 MAX_LAYERS, MAX_WORDS = 24, 12  # of a model, and of a column's words, that are listed
 
@@ -88,7 +88,7 @@ def _architecture(run: RunFiles) -> str | None:
     kind, sizes = run.setting("task", "model"), run.setting("task", "hidden")
     if kind is None or run.setting("task", "target"):
         return None
-    if kind == AUTO and (schema := run.folder / SCHEMA).is_file():
+    if kind == CHOSEN_BY_RUN and (schema := run.folder / SCHEMA).is_file():
         from ..tasks.table_schema import model_of_stored
 
         return model_of_stored(schema)
