@@ -101,23 +101,31 @@ class FolderPage:
             return f"the page is not available: {type(error).__name__}"
 
 
-class PageServer(ThreadingHTTPServer):
-    """Server of one page, which ends with the process that started it."""
+class LoopbackServer(ThreadingHTTPServer):
+    """Server on a socket of `listener`, which ends with the process `parent` that started it."""
 
     daemon_threads = True
 
-    def __init__(self, listens: socket.socket, page: FolderPage, parent: int) -> None:
-        super().__init__(listens.getsockname(), PageAnswer, bind_and_activate=False)
+    def __init__(self, listens: socket.socket, answer: type[BaseHTTPRequestHandler], parent: int) -> None:
+        super().__init__(listens.getsockname(), answer, bind_and_activate=False)
         self.socket.close()
-        self.socket, self.page, self._parent = listens, page, parent
+        self.socket, self._parent = listens, parent
 
     def service_actions(self) -> None:
-        """End if the run's process is gone; the base class calls this twice a second."""
+        """End if the process that started this one is gone; the base class calls this twice a second."""
         if os.getppid() != self._parent:
             raise SystemExit
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Log nothing: a closed browser is not an event."""
+
+
+class PageServer(LoopbackServer):
+    """Server of one page."""
+
+    def __init__(self, listens: socket.socket, page: FolderPage, parent: int) -> None:
+        super().__init__(listens, PageAnswer, parent)
+        self.page = page
 
 
 class PageAnswer(BaseHTTPRequestHandler):

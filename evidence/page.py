@@ -20,6 +20,7 @@ from .page_text import is_finite, resolve_pointer, step, text_of
 from .pictures import curve_ends, curves, exposed, pictures
 
 if TYPE_CHECKING:
+    from jinja2 import Template
     from markupsafe import Markup
 
 PAGE = Path(__file__).parent / "page"
@@ -45,22 +46,28 @@ def page_of(report: Fields) -> str:
     )
 
 
-def _render(
-    template: str, report: Fields, svgs: Mapping[str, str] = MappingProxyType({}), **more: object
-) -> str:
-    """Return the text of a template for a report, with charts as SVG by name and more variables of the template."""
+def template_of(folder: Path, name: str) -> Template:
+    """Return a template of a folder, in which every value is escaped, and one that is missing is an error."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
 
     environment = Environment(
-        loader=FileSystemLoader(PAGE),
+        loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template(template).render(
+    return environment.get_template(name)
+
+
+def _render(
+    template: str, report: Fields, svgs: Mapping[str, str] = MappingProxyType({}), **more: object
+) -> str:
+    """Return the text of a template for a report, with charts as SVG by name and more variables of the template."""
+    from markupsafe import Markup
+
+    return template_of(PAGE, template).render(
         report=report,
         ref=_references(report),
         bar=_bar,

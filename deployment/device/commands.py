@@ -35,9 +35,11 @@ from .device import device_name
 from .device_ledger import DeviceLedger, LedgerSpending, questions_of, spent_on
 from .ledger_heads import LEDGERS, RECEIPTS
 from .order_policy import DEALS
-from .owner_desk import summary
+from .owner_decisions import OwnerDecision, OwnerVerdict
+from .owner_desk import read_desk, require_role, summary
 from .owner_policy import OwnerPolicy
 from .owner_query import query_in_json, query_line
+from .owner_requests import ROSTER as ROSTER_REQUEST
 from .run_end import OWN_MODEL, LastRun, read_ended, sha256_of_final
 
 if TYPE_CHECKING:
@@ -178,6 +180,8 @@ def _approve_roster(folder: Path, version: int, reason: str | None) -> None:
     """Record the owner's approval of the roster that waits; the bundle may not be usable before it."""
     state, policy = state_of(folder), read_toml(OwnerPolicy, folder / POLICY)
     waiting = roster_changes.waiting_for(state, version)
+    approval = OwnerDecision(OwnerVerdict.APPROVED, ROSTER_REQUEST, f"version {version}", waiting.hash)
+    require_role(read_desk(folder), approval)
     ledger = DeviceLedger(state / LEDGERS, device_name(read_device_file(folder)), policy.cap)
     ledger.record_approval(waiting.version, waiting.hash, reason)
     roster_changes.approve(state, waiting.hash)

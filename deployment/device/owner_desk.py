@@ -129,7 +129,7 @@ def decide(folder: Path, verdict: OwnerVerdict, subject: str, reason: str, role:
     REASON.check(str, "reason", reason)
     desk = read_desk(folder)
     draft = replace(_draft(desk, verdict, subject), reason=reason, role=role)
-    _require_role(desk, draft)
+    require_role(desk, draft)
     if draft.kind == ROSTER and verdict is OwnerVerdict.REFUSED:
         roster_changes.withdraw(desk.state)
     decision = add_decision(desk.state / LEDGERS, draft)
@@ -145,7 +145,7 @@ def decide(folder: Path, verdict: OwnerVerdict, subject: str, reason: str, role:
     return f"{decision}; {where}"
 
 
-def _require_role(desk: OwnerDesk, draft: OwnerDecision) -> None:
+def require_role(desk: OwnerDesk, draft: OwnerDecision) -> None:
     """Refuse to take back what an officer decided, in any other role."""
     if draft.verdict not in LIFTS or draft.role == OFFICER:
         return

@@ -124,12 +124,7 @@ def _of_all_rounds(question: Question) -> Any:
 
 def _terms(instruction: Instruction, noise: float, delta: float, task: str) -> Iterator[tuple[str, str]]:
     """Yield what the owner reads, each with its name; arguments as of `request_of`."""
-    order, spec, terms, inquiry = (
-        instruction.order,
-        instruction.spec,
-        instruction.terms,
-        instruction.inquiry,
-    )
+    order, spec, terms, inquiry = instruction.order, instruction.spec, instruction.terms, instruction.inquiry
     if inquiry is not None:
         yield from _question_terms(inquiry)
     yield "task", task

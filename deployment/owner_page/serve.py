@@ -16,13 +16,22 @@ from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import parse_qs
 
 from ...base.core_dumps import without_core_dumps
 from ...base.refusal import Refusal
-from ...evidence.live import ANSWER_SECONDS, HEADERS, HTML, LOOPBACK, TEXT, is_local_request, listener
+from ...evidence.live import (
+    ANSWER_SECONDS,
+    HEADERS,
+    HTML,
+    LOOPBACK,
+    TEXT,
+    LoopbackServer,
+    is_local_request,
+    listener,
+)
 from ..device.client_bundle import read_device_file
 from ..device.owner_decisions import OWNER, OwnerVerdict
 from ..device.owner_desk import decide, read_desk
@@ -76,23 +85,12 @@ class OwnerPage:
         return [each for each in sessions if each.has_passphrase or not has_roles]
 
 
-class OwnerServer(ThreadingHTTPServer):
-    """Server of an owner's page, which ends with the process that started it."""
-
-    daemon_threads = True
+class OwnerServer(LoopbackServer):
+    """Server of an owner's page."""
 
     def __init__(self, listens: socket.socket, page: OwnerPage, parent: int) -> None:
-        super().__init__(listens.getsockname(), OwnerAnswer, bind_and_activate=False)
-        self.socket.close()
-        self.socket, self.page, self._parent = listens, page, parent
-
-    def service_actions(self) -> None:
-        """End if the process that started this one is gone."""
-        if os.getppid() != self._parent:
-            raise SystemExit
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Log nothing: a closed browser is not an event."""
+        super().__init__(listens, OwnerAnswer, parent)
+        self.page = page
 
 
 class OwnerAnswer(BaseHTTPRequestHandler):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...base.refusal import Refusal
+from ...evidence.page import template_of
 from ...privacy.accounting.gaussian import exact_epsilon
 from ...privacy.accounting.renyi_filter import spent_epsilon
 from ...privacy.budget import OF_CLIENT, Adjacency, Adversary
@@ -231,14 +232,6 @@ def style_hash() -> str:
 
 def _rendered(template: str, **values: object) -> str:
     """Return the text of a template; every value is escaped."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(template).render(style=Markup(style()), RUN=RUN, ROSTER=ROSTER, **values)
+    return template_of(HERE, template).render(style=Markup(style()), RUN=RUN, ROSTER=ROSTER, **values)

@@ -16,7 +16,7 @@ from flwr.app import Message
 from fedveil.base.refusal import Refusal
 from fedveil.deployment.device import device_ledger, owner_requests
 from fedveil.deployment.device.client_bundle import renew_roster
-from fedveil.deployment.device.commands import forget, status
+from fedveil.deployment.device.commands import forget, roster, status
 from fedveil.deployment.device.order_policy import Instruction
 from fedveil.deployment.device.owner_decisions import FILE as DECISIONS
 from fedveil.deployment.device.owner_decisions import OFFICER, OwnerVerdict
@@ -419,3 +419,19 @@ def test_roster_takes_effect_by_an_approval_alone(made: Path) -> None:
     assert renew_roster(device.bundle, signed).identity.roster.version == 2
     assert not read_desk(folder).requests
     assert [act["reason"] for act in acts(device)] == ["c4 has left", "ask c4 first", "c4 said yes"]
+
+
+def test_the_roster_command_keeps_what_the_officer_refused(made: Path) -> None:
+    folder = Path(shutil.copytree(made / "clients" / "c0", made / "device"))
+    path = folder / "policy.toml"
+    path.write_text(path.read_text().replace("approve_rosters = false", "approve_rosters = true"))
+    device = device_of(folder)
+    revoke(made, ["c4"])
+    signed = (made / "server" / "roster.bin").read_bytes()
+    with pytest.raises(Refusal, match="waits for its owner"):
+        renew_roster(device.bundle, signed)
+    decide(folder, OwnerVerdict.REFUSED, only_waiting(folder), "ask c4 first", OFFICER)
+    with pytest.raises(Refusal, match="alone takes it back"):
+        roster(folder, 2, reason="never mind")
+    with pytest.raises(Refusal, match="waits for its owner"):
+        renew_roster(device.bundle, signed)
