@@ -1,7 +1,7 @@
 """Requirements of a device: a folder of wheels and a lock, with hashes; or, unverified, the local versions.
 
 The owner of a name on a package index can run code on every machine that installs it by that name. A hash binds the name to bytes. The
-project owns no name on an index: fedveil itself is always a file that the operator built.
+project owns no name on an index: fedveil itself, and fedveil-privacy, are always files that the operator built.
 
 On aarch64 torch must be 2.10: later wheels for Linux on aarch64 require NVIDIA's CUDA packages, gigabytes that no small
 device can use.
@@ -22,7 +22,10 @@ from ..base.refusal import Refusal
 from ..configs.bundle_files import read_file
 from ..run.manifest import sha256_of
 
-PACKAGE = "fedveil"
+PACKAGE, PRIVACY = (
+    "fedveil",
+    "fedveil-privacy",
+)  # the second is in the wheel of the first, or, in a release, beside it
 WHEELS = "wheels"  # folder of a device's wheels, beside which it installs
 HASHES = re.compile(r"\s--hash=sha256:[0-9a-f]{64}(?=\s|$)")
 CPU_TORCH = ">=2.10,<2.11"
@@ -40,7 +43,7 @@ def installed_requirements(extras: Sequence[str] = ("client",)) -> str:
     pins: dict[str, str] = {}
     _pin(PACKAGE, pins, extras)
     torch = pins.pop("torch")
-    del pins[PACKAGE]
+    pins = {name: version for name, version in pins.items() if name not in (PACKAGE, PRIVACY)}
     lines = [
         "# Unverified: these names are bound to no bytes. Install fedveil from the wheel that you built, never by its name."
     ]
@@ -59,21 +62,26 @@ def wheel_requirements(folder: Path, lock: Path | None = None) -> str:
     Raises:
       Refusal: fedveil's wheel is missing, a wheel is of CUDA or, on aarch64, requires it, or a name has no hash.
     """
-    # By package and version, of which fedveil's is its file: the hashes of its wheels, one for each kind of machine.
+    # By package and what pip takes, a version, of fedveil a file: the hashes of its wheels, one for each kind of machine.
     wheels: dict[str, dict[str, list[str]]] = {}
     for path in sorted(folder.glob("*.whl")):
         name, version = _device_wheel(path)
-        version = f"./{WHEELS}/{path.name}" if name == PACKAGE else version
+        version = f"./{WHEELS}/{path.name}" if name in (PACKAGE, PRIVACY) else f"{name}=={version}"
         wheels.setdefault(name, {}).setdefault(version, []).append(f"--hash=sha256:{sha256_of(path)}")
     lines = [] if lock is None else [line for line in _locked(lock) if _name_of(line) not in wheels]
-    for name, versions in sorted(wheels.items()):
+    for _, versions in sorted(wheels.items()):
         if len(versions) > 1:
-            raise Refusal("wheels", str(folder), f"holds {name} {' and '.join(versions)}; keep one of them")
-        for version, hashes in versions.items():
-            lines.append(" ".join([version if name == PACKAGE else f"{name}=={version}", *hashes]))
+            raise Refusal("wheels", str(folder), f"holds {' and '.join(versions)}; keep one of them")
+        lines += [" ".join([version, *hashes]) for version, hashes in versions.items()]
     if PACKAGE not in wheels:
         missing = "all that a device needs" if lock is None else "the one that you built"
         raise Refusal("wheels", str(folder), f"holds no wheel of fedveil; collect {missing}")
+    (own,) = wheels[PACKAGE]
+    required = (Requirement(each).name for each in _requires(folder / Path(own).name))
+    if PRIVACY in map(canonicalize_name, required) and PRIVACY not in wheels:
+        raise Refusal(
+            "wheels", str(folder), f"holds no wheel of {PRIVACY}, which its fedveil requires; add it"
+        )
     return "\n".join([*lines, ""])
 
 
@@ -116,22 +124,20 @@ def _device_wheel(path: Path) -> tuple[str, str]:
     if CUDA.match(name):
         remedy = f"is built for CUDA, which devices do not need; use torch{CPU_TORCH} or a CPU build"
         raise Refusal("wheels", str(path), remedy)
-    if any("aarch64" in tag.platform for tag in tags):
-        _refuse_cuda(path)
+    if any("aarch64" in tag.platform for tag in tags) and (required := cuda_on_device(_requires(path))):
+        raise Refusal("wheels", str(path), f"requires {required[0]} on aarch64; use torch{CPU_TORCH}")
     return name, version.public
 
 
-def _refuse_cuda(wheel: Path) -> None:
-    """Refuse a wheel that requires CUDA on Linux on aarch64."""
+def _requires(wheel: Path) -> list[str]:
+    """Return the requirements that a wheel states, each of which can be parsed."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             name = next(each for each in archive.namelist() if each.endswith(".dist-info/METADATA"))
             text = archive.read(name).decode()
-        cuda_packages = cuda_on_device(message_from_string(text).get_all("Requires-Dist", []))
+        return [str(Requirement(each)) for each in message_from_string(text).get_all("Requires-Dist", [])]
     except (zipfile.BadZipFile, StopIteration, UnicodeDecodeError, InvalidRequirement):
         raise Refusal("wheels", str(wheel), "is not a readable wheel; download it again") from None
-    if cuda_packages:
-        raise Refusal("wheels", str(wheel), f"requires {cuda_packages[0]} on aarch64; use torch{CPU_TORCH}")
 
 
 def cuda_on_device(requires: Iterable[str]) -> list[str]:

@@ -7,6 +7,7 @@ import ssl
 import stat
 import subprocess
 import sys
+import zipfile
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -609,7 +610,8 @@ def test_no_bundle_names_a_package_that_is_bound_to_no_bytes(tmp_path: Path) -> 
     provision(file, out)
     assert requirements(out) is None
     wheels.mkdir()
-    (wheels / "fedveil-0.1.0-py3-none-any.whl").write_bytes(b"whatever the operator built")
+    with zipfile.ZipFile(wheels / "fedveil-0.1.0-py3-none-any.whl", "w") as archive:
+        archive.writestr("fedveil-0.1.0.dist-info/METADATA", "Name: fedveil\nVersion: 0.1.0\n")
     provision(file, out, wheels)
     named = requirements(out)
     assert named is not None and named.startswith("./wheels/fedveil-0.1.0-py3-none-any.whl --hash=sha256:")

@@ -76,6 +76,19 @@ def test_the_package_itself_asks_for_no_newer_torch_on_aarch64() -> None:
     assert on_device[0].specifier.contains("2.10.0") and not on_device[0].specifier.contains("2.11.0")
 
 
+def test_both_wheels_of_a_release_are_required_by_their_files(tmp_path: Path) -> None:
+    folder = tmp_path / "wheels"
+    wheel(folder, "fedveil-0.1.0-py3-none-any.whl", ["fedveil-privacy==0.1.0"])
+    with pytest.raises(Refusal, match="holds no wheel of fedveil-privacy, which its fedveil requires"):
+        wheel_requirements(folder)
+    wheel(folder, "fedveil_privacy-0.1.0-py3-none-any.whl")
+    files = [line.partition(" --hash")[0] for line in wheel_requirements(folder).splitlines()]
+    assert files == [
+        "./wheels/fedveil-0.1.0-py3-none-any.whl",
+        "./wheels/fedveil_privacy-0.1.0-py3-none-any.whl",
+    ]
+
+
 def test_wheels_become_pins_with_their_hashes(tmp_path: Path) -> None:
     folder = tmp_path / "wheels"
     mine = wheel(folder, "fedveil-0.1.0-py3-none-any.whl")
@@ -141,7 +154,7 @@ def test_a_lock_that_binds_no_bytes_is_refused(line: str, said: str, tmp_path: P
             TORCH_2_13,
             "requires nvidia-cudnn-cu13 on aarch64",
         ),
-        (["a-1-py3-none-any.whl", "a-2-py3-none-any.whl"], [], "holds a 1 and 2; keep one of them"),
+        (["a-1-py3-none-any.whl", "a-2-py3-none-any.whl"], [], "holds a==1 and a==2; keep one of them"),
         (["a.whl"], [], "does not have the name of a wheel"),
     ],
 )
