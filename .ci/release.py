@@ -1,4 +1,4 @@
-"""Release of fedveil: wheel, source, bills of materials, advisories, requirements with hashes, and a signed provenance.
+"""Release of fedveil: its wheel and that of fedveil-privacy, source, bills of materials, advisories, requirements with hashes, and a signed provenance.
 
     python .ci/release.py scan                                 (advisories of the locks, where pip-audit can look them up)
     python .ci/release.py make FOLDER --key release.key        (what Python builds with: build, setuptools, cyclonedx-bom)
@@ -17,6 +17,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+import tomllib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -47,18 +49,42 @@ def make(folder: Path, key: Ed25519PrivateKey) -> None:
         sys.exit(f"{folder} is not empty: name another folder")
     judgements, started = vex(), _now()
     commit, time = _git("rev-parse", "HEAD"), _git("log", "-1", "--format=%ct")
-    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    subprocess.run(build, env={**os.environ, "SOURCE_DATE_EPOCH": time}, stdout=sys.stderr, check=True)
-    (wheel,) = folder.glob("*.whl")
+    with tempfile.TemporaryDirectory() as name:
+        tree = Path(name) / "fedveil"
+        subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(tree)], check=True)
+        _build(tree, "--sdist", folder, time)
+        require_privacy(tree / "pyproject.toml")
+        for each in (tree / "privacy", tree):
+            _build(each, "--wheel", folder, time)
     (folder / VEX).write_text(json.dumps(judgements, indent=1) + "\n")
     for name in LOCKS:
         lock = ROOT / "containers" / f"{name}.lock"
         write_bill(lock, folder / f"sbom-{name}.cdx.json")
-        own = f"./wheels/{wheel.name} --hash=sha256:{digest(wheel)}\n"
-        (folder / f"requirements-{name}.txt").write_text(lock.read_text() + own)
+        own = [
+            f"./wheels/{each.name} --hash=sha256:{digest(each)}\n" for each in sorted(folder.glob("*.whl"))
+        ]
+        (folder / f"requirements-{name}.txt").write_text("".join([lock.read_text(), *own]))
     (folder / PROVENANCE).write_text(
         json.dumps(signed(statement(folder, commit, started), key), indent=1) + "\n"
     )
+
+
+def require_privacy(project: Path) -> None:
+    """Rewrite fedveil's pyproject.toml so that its wheel requires fedveil-privacy in the place of those rooms."""
+    rooms = tomllib.loads((project.parent / "privacy" / "pyproject.toml").read_text())
+    lines = project.read_text().splitlines(keepends=True)
+    moved = {f'  "{each}",\n' for each in rooms["tool"]["setuptools"]["packages"]}
+    data = tuple(f'"{each}" = ' for each in rooms["tool"]["setuptools"]["package-data"])
+    stay = [line for line in lines if line not in moved and not line.startswith(data)]
+    at = stay.index("dependencies = [\n") + 1
+    own = f'  "{rooms["project"]["name"]}=={rooms["project"]["version"]}",\n'
+    project.write_text("".join([*stay[:at], own, *stay[at:]]))
+
+
+def _build(tree: Path, kind: str, folder: Path, time: str) -> None:
+    """Build the distribution of a tree, `--wheel` or `--sdist`, into a folder, as of `time` in seconds since 1970."""
+    command = [sys.executable, "-m", "build", kind, "--no-isolation", "--outdir", str(folder), str(tree)]
+    subprocess.run(command, env={**os.environ, "SOURCE_DATE_EPOCH": time}, stdout=sys.stderr, check=True)
 
 
 def vex() -> dict[str, Any]:
