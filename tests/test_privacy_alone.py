@@ -106,7 +106,7 @@ def run_alone(wheel: Path, folder: Path, files: list[Path]) -> subprocess.Comple
     (folder / "absent.py").write_text(PLUGIN.format(others=set(OTHERS), site=str(site)))
     paths = [str(folder), str(site), str(ROOT / "tests")]
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "absent", *PLUGINS, *map(str, files)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "absent", *PLUGINS, *map(str, files)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,

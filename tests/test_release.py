@@ -224,10 +224,11 @@ def test_the_commands_of_security_md_check_a_release_without_our_code(
     assert check().returncode != 0
 
 
-def install(folder: Path, wheel: Path) -> None:
-    """Install a wheel as a device does, and not one that was changed behind the hash."""
+def install(folder: Path, release: Path) -> None:
+    """Install a release's wheels as a device does, and not one that was changed behind the hash."""
     (folder / "wheels").mkdir()
-    copied = Path(shutil.copy(wheel, folder / "wheels"))
+    copied, privacy = (Path(shutil.copy(each, folder / "wheels")) for each in sorted(release.glob("*.whl")))
+    assert privacy.name.startswith("fedveil_privacy-")
     (folder / "requirements.txt").write_text(wheel_requirements(folder / "wheels"))
     options = ("--quiet", "--no-deps", "--no-index", "--require-hashes", "--target", "site")
     command = [sys.executable, "-m", "pip", "install", *options, "-r", "requirements.txt"]
@@ -236,7 +237,14 @@ def install(folder: Path, wheel: Path) -> None:
         return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
     done = installed()
-    assert done.returncode == 0 and (folder / "site" / "fedveil" / "__init__.py").exists(), done.stderr
+    assert done.returncode == 0, done.stderr
+    modules = {path.relative_to(folder / "site").as_posix() for path in (folder / "site").rglob("*.py")}
+    assert {
+        "fedveil/__init__.py",
+        "fedveil/privacy/plan.py",
+        "fedveil/base/refusal.py",
+        "fedveil/face.py",
+    } < modules
     shutil.rmtree(folder / "site")
     copied.write_bytes(copied.read_bytes() + b"x")
     done = installed()
@@ -250,22 +258,22 @@ def test_release_command_makes_a_verifiable_release(tmp_path: Path, key: Ed25519
     subprocess.run(["git", "clone", "-q", str(ROOT), str(tree)], check=True)
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     (tmp_path / "release.key").write_bytes(private)
-    wheels: list[bytes] = []
+    wheels: list[list[bytes]] = []
     for place in ("one", "two"):
         command = [sys.executable, str(tree / ".ci" / "release.py"), "make", str(tmp_path / place)]
         done = subprocess.run(
             [*command, "--key", str(tmp_path / "release.key")], capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-        wheels += [path.read_bytes() for path in (tmp_path / place).glob("*.whl")]
-    assert wheels[0] == wheels[1]  # anyone can build it again and compare
+        wheels.append([path.read_bytes() for path in sorted((tmp_path / place).glob("*.whl"))])
+    assert wheels[0] == wheels[1]  # anyone can build them again and compare
     names = {path.name for path in (tmp_path / "one").iterdir()}
     assert {"requirements-client.txt", "requirements-server.txt", "provenance.json", "vex.cdx.json"} < names
     bill = json.loads((tmp_path / "one" / "sbom-client.cdx.json").read_text())
     assert bill["bomFormat"] == "CycloneDX" and bill["metadata"]["component"]["name"] == "fedveil"
     locked = re.findall(r"^([a-z0-9._-]+)==", (ROOT / "containers/client.lock").read_text(), re.MULTILINE)
     assert sorted(each["name"] for each in bill["components"]) == sorted(locked)
-    install(tmp_path, next((tmp_path / "one").glob("*.whl")))
+    install(tmp_path, tmp_path / "one")
     (tree / "more.txt").write_text("not in a commit")
     done = subprocess.run(
         [*command, "--key", str(tmp_path / "release.key")], capture_output=True, text=True, check=False
