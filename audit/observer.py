@@ -30,7 +30,8 @@ from ..run.observer import NO_DEMAND, Demand, Memory, Observer
 from ..run.prepared_run import Run
 from ..server import checkpoint, noise_key
 from ..server.checkpoint import State
-from ..server.rounds import Ending, Status
+from ..server.rounds import Ending
+from ..server.run_status import Status
 from ..strategies.cohorts import invited_size, tossed_rate
 from ..tasks.arrays import dimension_of, read_arrays
 from ..tasks.data import held_out_of, is_tensor, placeholder, run_on

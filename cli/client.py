@@ -20,6 +20,7 @@ from .grammar import (
     Bundle,
     Json,
     PagePort,
+    Probe,
     Reason,
     allow_local_modules,
     argument,
@@ -189,12 +190,16 @@ def _passphrase(prompt: str = "passphrase: ") -> str:
 
 
 @verb(group, "status", "Show the state of the device.", needs="client")
-def status(folder: Bundle, as_json: Json = False) -> int:
+def status(folder: Bundle, as_json: Json = False, probe: Probe = False) -> int:
     """Show the state of the device and the changes of its roster. Exit code 1 if its agent does not run.
 
     Example:
       fedveil client status hearts/clients/cleveland
     """
+    if probe:
+        from ..deployment.probe import client_is_well
+
+        return int(not client_is_well(folder))
     from ..deployment.device.commands import status
 
     return status(folder, as_json)

@@ -74,6 +74,9 @@ PagePort = Annotated[
     ),
 ]
 Json = Annotated[bool, flag("--json", "Print the result as JSON only.")]
+Probe = Annotated[
+    bool, flag("--probe", "Print nothing: the exit code alone, for a platform that asks often.")
+]
 Head = Annotated[
     tuple[str, str] | None,
     option("SEQ HASH", "Number and hash of an entry that the ledger must hold, as a result's ledger_head."),

@@ -15,6 +15,7 @@ from .grammar import (
     Json,
     Page,
     PagePort,
+    Probe,
     Reason,
     acts,
     allow_local_modules,
@@ -59,12 +60,16 @@ def serve(
 
 
 @verb(group, "status", "Show connections and spent epsilon.", needs="server")
-def status(folder: Bundle, as_json: Json = False) -> int:
+def status(folder: Bundle, as_json: Json = False, probe: Probe = False) -> int:
     """Show connected clients, the round and the spent epsilon. Exit code 1 if no server runs and its run is not over.
 
     Example:
       fedveil server status hearts/server
     """
+    if probe:
+        from ..deployment.probe import server_is_well
+
+        return int(not server_is_well(folder))
     from ..deployment.status import show
 
     return show(folder, as_json=as_json)

@@ -31,9 +31,9 @@ from ..run.run import answers_of
 from .allowance import budget_line
 from .open_link import open_link
 from .pace import pace_of
+from .probe import SERVER_LOCK
 from .serve import Open, complete_overrides, deployed_in, earlier_runs, refuse_roster, with_log
 from .settings import LinkSettings, server_settings
-from .status import RUNNING
 from .watch import describe_absent
 
 
@@ -64,7 +64,7 @@ def ask_clients(
     raise_limit()
     quiet_flower()
     bundle = read_server_bundle(folder)
-    with exclusive_lock(folder / RUNNING, "server"):
+    with exclusive_lock(folder / SERVER_LOCK, "server"):
         refuse_roster(bundle)
         settings = server_settings([*complete_overrides(bundle, overrides), f"run={inquiry.name}"])
         federation = build(settings.federation, deployed_in(bundle, settings))

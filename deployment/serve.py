@@ -61,14 +61,16 @@ from ..run.result import close_again, note_farewell
 from ..run.run import Environment, RunResult, exit_code_of, run_federation
 from ..run.run_files import read_object
 from ..server.checkpoint import head_in
-from ..server.rounds import FORKED, Status
+from ..server.rounds import FORKED
+from ..server.run_status import Status
 from ..tasks.arrays import agreement_of
 from ..tasks.data import held_out_of
 from .allowance import allowed_targets, budget_line, records_line
 from .open_link import Link, open_link
 from .pace import HEADS_SECONDS, POLL_SECONDS, Rosters, pace_of
+from .probe import SERVER_LOCK
 from .settings import SERVER, LinkSettings, ServerSettings, server_from_config, server_settings
-from .status import RUNNING, served_roster
+from .status import served_roster
 from .watch import Watch, watching
 
 logger = logging.getLogger("fedveil.server")
@@ -109,7 +111,7 @@ def serve(
     without_core_dumps()
     raise_limit()
     bundle = read_server_bundle(folder)
-    with exclusive_lock(folder / RUNNING, "server"):
+    with exclusive_lock(folder / SERVER_LOCK, "server"):
         refuse_roster(bundle)
         if not overrides:
             _close_finished(folder)

@@ -13,15 +13,12 @@ from rich.text import Text
 
 from ..base.refusal import Refusal
 from ..privacy.budget import Unit
-from ..privacy.ledger.hash_chain import lock_holder
 from ..run.display import console_for
 from ..server.round_terms import describe_fault
-from ..server.rounds import Status
+from ..server.run_status import OVER
+from .probe import STATUS, server_runs
 
-STATUS = "status.json"
-RUNNING = "server"
 NOT_RUNNING = 1
-OVER = (Status.COMPLETED, Status.EXHAUSTED)  # after which no server needs to run
 DIGITS = 16  # hexadecimal, of a displayed fingerprint
 NOTHING = 0.0005  # of epsilon: what rounds to 0.000
 
@@ -32,7 +29,7 @@ def show(folder: Path, *, as_json: bool) -> int:
     Raises:
       Refusal: no server ever ran there.
     """
-    status, runs = read_status(folder), running(folder)
+    status, runs = read_status(folder), server_runs(folder)
     if as_json:
         print(json.dumps({**status, "running": runs}))
     else:
@@ -64,11 +61,6 @@ def earlier_clients(folder: Path) -> dict[int, Mapping[str, Any]]:
         return {int(each["node"]): each for each in read_status(folder)["clients"]}
     except (Refusal, KeyError, TypeError, ValueError):
         return {}
-
-
-def running(folder: Path) -> bool:
-    """Return whether a server runs on the folder."""
-    return lock_holder(folder / RUNNING) is not None
 
 
 def _print(console: Console, status: Mapping[str, Any], runs: bool) -> None:

@@ -30,9 +30,10 @@ from ..run.callbacks import ObserverLine, RoundEnd, RunEnd, RunStart
 from ..run.log_file import LogFile, written_by
 from ..run.round_lines import drops_in, members_in
 from .open_link import Presence
+from .probe import STATUS
 from .prometheus import serving
 from .settings import ServerSettings
-from .status import STATUS, earlier_clients
+from .status import earlier_clients
 
 LOG = "server.log"
 LOOK_SECONDS = 1.0  # between two looks at the status

@@ -12,6 +12,7 @@ from ..privacy.ledger.caps import cap_acts
 from ..privacy.ledger.ledger import Ledger
 from ..privacy.plan import Plan
 from ..privacy.preconditions import emptiness
+from ..server.run_status import Status
 from .prepared_run import Run
 
 if TYPE_CHECKING:
@@ -51,8 +52,6 @@ def write_accepted(federation: Federation, name: str, ledger: Ledger) -> None:
 
 def write_refusal(run: Run, ending: Ending) -> None:
     """Record, at no cost, that the budget refused a round and so ended the run."""
-    from ..server.rounds import Status  # Flower, which a plan does without
-
     if ending.status is Status.EXHAUSTED and run.ledger is not None and run.ledger.is_open:
         run.ledger.act(REFUSAL, (run.name, ending.state.round + 1, REFUSAL), {"reason": ending.reason})
 

@@ -24,7 +24,8 @@ from ..privacy.budget import Budget
 from ..privacy.ledger.ledger import Head, Ledger, LedgerUnavailable, read_entries
 from ..server import noise_key
 from ..server.checkpoint import State
-from ..server.rounds import Ending, Status
+from ..server.rounds import Ending
+from ..server.run_status import Status
 from .acts import write_refusal
 from .average import early_of
 from .files import AUDIT_KEY, CURVE, FAREWELL, MANIFEST, MODEL, RESULT, SAVED, SCALING, locate_ledger

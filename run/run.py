@@ -30,7 +30,8 @@ from ..server.checkpoint import Arrays, State
 from ..server.participants import Participants
 from ..server.private_grid import PrivateGrid
 from ..server.round_terms import Answers, Round, SumTerms
-from ..server.rounds import Ending, Loop, Pace, Status, Unscored, run_rounds
+from ..server.rounds import Ending, Loop, Pace, Unscored, run_rounds
+from ..server.run_status import Status
 from ..tasks.independence import Mixing
 from ..tasks.memory import give_back, stop_keeping
 from .average import average_after

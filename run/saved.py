@@ -10,7 +10,7 @@ from pathlib import Path
 from ..base.bounded_decoding import build, read_json
 from ..base.durable_files import replace_file
 from ..base.refusal import Refusal, refusing
-from ..server.rounds import Status
+from ..server.run_status import Status
 from ..tasks.arrays import hash_of_base, read_arrays
 from ..tasks.protocol import PredictingTask
 from .files import BASE, CONFIG, RESULT, SAVED, SCALING, SINGLY

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from functools import partial
 from types import FrameType
 
@@ -27,6 +26,7 @@ from ..strategies.shared_model import steps_after
 from .checkpoint import Arrays, State, Trial, strategy_state
 from .private_grid import BUDGET_REASON, PrivateGrid
 from .round_terms import Round
+from .run_status import Status
 from .tuning import NO_TUNING, Tuning
 
 DECLINED = "every owner's policy refuses the server's order; the log of each client names it"
@@ -46,17 +46,6 @@ class Interruption(threading.Event):
     """Flag that ends a run after its round; `number` is the signal that set it."""
 
     number = 0
-
-
-class Status(StrEnum):
-    """How a run ended."""
-
-    COMPLETED = "completed"
-    EXHAUSTED = "exhausted"
-    ALARMED = "alarmed"
-    PAUSED = "paused"
-    INTERRUPTED = "interrupted"
-    FAILED = "failed"
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from ..privacy.ledger.caps import default_folder
 from ..run.build import build
 from ..run.client_instructions import client_settings
 from ..run.record_ledgers import client_ledgers_of
-from ..server.rounds import Status
+from ..server.run_status import Status
 from .engines import client_mods
 from .in_process import FIRST_NODE, GRACE_SECONDS
 from .simulate import simulate

@@ -53,6 +53,7 @@ from ...messages.notices import (
 )
 from ...messages.wire import DROP_REASONS, NOT_READY, SPEC_RECORD, read_round
 from ...privacy.ledger import hash_chain
+from ..probe import AGENT_LOCK
 from .authority import adopt_rollovers
 from .client_bundle import ClientBundle, read_client_bundle, take_shipped
 from .device import Device, clock_fault, read_device
@@ -63,7 +64,7 @@ from .run_end import forget_end, read_ended, record_end
 
 logger = logging.getLogger("fedveil.client")
 
-HEALTH, RUNNING, JOURNAL = "health.json", "agent", "journal"
+HEALTH, JOURNAL = "health.json", "journal"
 RUN_ID = 1  # Flower's number; a run's name is in its instructions
 WAIT_SECONDS = 10.0  # between two checks of a wrong clock or a full disk
 
@@ -266,7 +267,7 @@ def exclusive_lock(state: Path) -> AbstractContextManager[None]:
       Refusal: on entry, if another process holds it.
     """
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return hash_chain.exclusive_lock(state / RUNNING, "client")
+    return hash_chain.exclusive_lock(state / AGENT_LOCK, "client")
 
 
 def _wait_for_clock(bundle: ClientBundle, agent: Agent, stop: threading.Event) -> bool:
@@ -307,7 +308,7 @@ def read_health(state: Path) -> Health | None:
 
 def running(state: Path) -> int | None:
     """Return the id of the running agent's process, or None."""
-    return hash_chain.lock_holder(state / RUNNING)
+    return hash_chain.lock_holder(state / AGENT_LOCK)
 
 
 def renew_certificate(bundle: ClientBundle, pem: bytes) -> ClientBundle:

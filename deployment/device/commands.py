@@ -26,6 +26,7 @@ from ...privacy.ledger.question_caps import LedgerQuestion
 from ...privacy.secagg.roster_change import change_between
 from ...privacy.statistics.inquiry import CLIPPED
 from ...server.query_rows import FIRST_ROW
+from ..probe import AGENT_LOCK
 from . import agent, ledger_heads, owner_roles, roster_changes
 from .authority import WAITING, describe_rollover, new_fingerprint
 from .authority import pending_rollovers as waiting_rollovers
@@ -330,7 +331,7 @@ def uninstall(folder: Path, yes: bool, ledgers: bool) -> int:
         for path in folder.iterdir():
             if not state.resolve().is_relative_to(path.resolve()):
                 _remove(path)
-        (state / f"{agent.RUNNING}.lock").unlink(missing_ok=True)
+        (state / f"{AGENT_LOCK}.lock").unlink(missing_ok=True)
     for path in (state, folder):
         with suppress(OSError):  # ledgers, or what is not ours
             path.rmdir()
@@ -354,7 +355,7 @@ def _ledgers_clause(state: Path, ledgers: bool) -> str:
 def _empty(state: Path, excepted: Collection[str]) -> None:
     """Remove all files of the state folder except these, and except the lock that this process holds."""
     for path in state.iterdir():
-        if path.name != f"{agent.RUNNING}.lock" and path.name not in excepted:
+        if path.name != f"{AGENT_LOCK}.lock" and path.name not in excepted:
             _remove(path)
 
 

@@ -358,10 +358,10 @@ def test_too_few_connected_clients_are_refused_before_a_charge(hearts: Path) -> 
 
 
 def test_a_question_while_a_server_runs_is_refused(hearts: Path) -> None:
-    from fedveil.deployment.status import RUNNING
+    from fedveil.deployment.probe import SERVER_LOCK
     from fedveil.privacy.ledger.hash_chain import exclusive_lock
 
-    with exclusive_lock(hearts / "server" / RUNNING, "server"), pytest.raises(Refusal) as refused:
+    with exclusive_lock(hearts / "server" / SERVER_LOCK, "server"), pytest.raises(Refusal) as refused:
         ask_clients(hearts / "server", inquiry(), Spend(epsilon=1.0), COMMON)
     assert refused.value.field == "server"
 

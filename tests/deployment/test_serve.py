@@ -34,10 +34,11 @@ from fedveil.deployment.device.device_ledger import epsilon_of, spent_on
 from fedveil.deployment.device.log_copy import text_of_head
 from fedveil.deployment.open_link import Link, Presence, open_link
 from fedveil.deployment.pace import required_clients
+from fedveil.deployment.probe import SERVER_LOCK, server_runs
 from fedveil.deployment.prometheus import text_of
 from fedveil.deployment.provision import provision, revoke
 from fedveil.deployment.serve import deployed_in, serve, settings_for
-from fedveil.deployment.status import NOT_RUNNING, RUNNING, read_status, running, show
+from fedveil.deployment.status import NOT_RUNNING, read_status, show
 from fedveil.evidence.content import report_of
 from fedveil.evidence.live_page import live_page
 from fedveil.evidence.page import page_of
@@ -604,11 +605,11 @@ def test_impossible_folder_is_refused_by_the_name_of_its_setting(hearts: Path) -
 
 
 def test_a_second_server_is_refused(hearts: Path) -> None:
-    with exclusive_lock(hearts / "server" / RUNNING, "server"):
-        assert running(hearts / "server")
+    with exclusive_lock(hearts / "server" / SERVER_LOCK, "server"):
+        assert server_runs(hearts / "server")
         with pytest.raises(Refusal, match=r"server=.*in use by process"):
             served(hearts, *CENTRAL)
-    assert not running(hearts / "server")
+    assert not server_runs(hearts / "server")
 
 
 def test_no_round_is_paid_for_before_enough_clients_are_there(

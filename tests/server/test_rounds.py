@@ -29,7 +29,8 @@ from fedveil.server.masked_sums import MaskedSums
 from fedveil.server.participants import Participants
 from fedveil.server.private_grid import PrivateGrid
 from fedveil.server.round_terms import Answers, SumPrivacy
-from fedveil.server.rounds import Loop, Pace, Status, run_rounds
+from fedveil.server.rounds import Loop, Pace, run_rounds
+from fedveil.server.run_status import Status
 from fedveil.server.secure_sum import SecureSums
 from fedveil.simulations.in_process import FIRST_NODE, InProcessGrid
 from fedveil.strategies.cohorts import (

@@ -36,7 +36,8 @@ from fedveil.server.masked_sums import UNTRUE, MaskedSums
 from fedveil.server.participants import Participants
 from fedveil.server.private_grid import PrivateGrid
 from fedveil.server.round_terms import Mean, Round, Sum, SumPrivacy
-from fedveil.server.rounds import Loop, Status, run_rounds
+from fedveil.server.rounds import Loop, run_rounds
+from fedveil.server.run_status import Status
 from fedveil.server.secure_sum import ATTEMPTS, Opened, SecureSums
 from fedveil.strategies import identity
 from fedveil.strategies.cohorts import All
