@@ -1,4 +1,4 @@
-"""Status of a server as numbers in Prometheus' text format, on the loopback address only."""
+"""Status of a server as numbers in Prometheus' text format, on the loopback address unless its operator names another."""
 
 import threading
 from collections import Counter
@@ -92,11 +92,18 @@ def _carried(by_direction: Mapping[str, Mapping[str, int]]) -> dict[tuple[str, .
 
 
 @contextmanager
-def serving(port: int | None, status: Callable[[], Mapping[str, Any]]) -> Generator[None]:
-    """Answer `GET /metrics` on a port of 127.0.0.1 within the context; nothing is served where it is None.
+def serving(
+    port: int | None, status: Callable[[], Mapping[str, Any]], address: str = LOOPBACK
+) -> Generator[None]:
+    """Answer `GET /metrics` within the context.
+
+    Args:
+      port: nothing is served where it is None.
+      status: returns the server's status.
+      address: on which the port is opened; on the loopback address, a request must also name this machine as its host.
 
     Raises:
-      Refusal: the port is taken.
+      Refusal: the port is taken, or the address is not one of this machine.
     """
     if port is None:
         yield
@@ -106,7 +113,7 @@ def serving(port: int | None, status: Callable[[], Mapping[str, Any]]) -> Genera
         timeout = ANSWER_SECONDS
 
         def do_GET(self) -> None:
-            if not is_local_request(self.headers):
+            if address == LOOPBACK and not is_local_request(self.headers):
                 self.send_error(HTTPStatus.MISDIRECTED_REQUEST)
                 return
             if self.path != PATH:
@@ -123,10 +130,10 @@ def serving(port: int | None, status: Callable[[], Mapping[str, Any]]) -> Genera
             """Log nothing: requests for numbers are not events."""
 
     try:
-        server = ThreadingHTTPServer((LOOPBACK, port), Answer)
+        server = ThreadingHTTPServer((address, port), Answer)
     except OSError as error:
-        remedy = f"cannot be listened on ({error.strerror}); choose another port"
-        raise Refusal("metrics_port", port, remedy) from error
+        remedy = f"cannot be listened on ({error.strerror}); choose another port or metrics_address"
+        raise Refusal("metrics_port", f"{address}:{port}", remedy) from error
     server.socket = Listener(fileno=server.socket.detach())
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, name="prometheus", daemon=True).start()

@@ -193,14 +193,13 @@ def settings_for(bundle: ServerBundle, overrides: Sequence[str]) -> ServerSettin
 
 
 def _lasting(settings: ServerSettings) -> dict[str, Any]:
-    """Return the settings that a resumed run must repeat, as plain data: all but reason, metrics port and `WAITS`.
+    """Return the settings that a resumed run must repeat, as plain data: all but reason, where metrics are served, and `WAITS`.
 
     They are compared as they were read: a key that an earlier release did not know has its default, which keeps what
     that release did.
     """
-    read = settings.model_dump(
-        by_alias=True, exclude={"reason": True, "metrics_port": True, "link": set(WAITS)}
-    )
+    passing = {"reason": True, "metrics_port": True, "metrics_address": True, "link": set(WAITS)}
+    read = settings.model_dump(by_alias=True, exclude=passing)
     return {**read, **read.pop("training")}  # its keys are on the same level as the others
 
 

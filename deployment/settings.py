@@ -56,7 +56,14 @@ class ServerSettings(FederationSettings):
     num_rounds: Rounds = 20
     link: LinkSettings
     metrics_port: Annotated[int, Field(ge=1024, le=65535)] | None = None
-    """Port of Prometheus metrics on 127.0.0.1; null: none."""
+    """Port of Prometheus metrics; null: none."""
+    metrics_address: Annotated[
+        str,
+        remedy(
+            "must be an IPv4 address of this machine, or 0.0.0.0 for all", pattern=r"^(\d{1,3}\.){3}\d{1,3}$"
+        ),
+    ] = "127.0.0.1"
+    """Address that serves them. At another than 127.0.0.1 whoever reaches it may read them."""
     partition: Annotated[PartitionSettings, By]
     """Real clients have their own data: natural only."""
     resume: Annotated[str | None, Field(exclude=True)] = None

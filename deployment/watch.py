@@ -291,7 +291,9 @@ def watching(watch: Watch) -> Generator[Watch]:
     Raises:
       Refusal: the log cannot be written, or the port for Prometheus is taken.
     """
-    with _logging(watch.folder / LOG), serving(watch.settings.metrics_port, watch.status):
+    settings = watch.settings
+    served = serving(settings.metrics_port, watch.status, settings.metrics_address)
+    with _logging(watch.folder / LOG), served:
         thread = threading.Thread(target=watch.follow, name="watch", daemon=True)
         thread.start()
         try:

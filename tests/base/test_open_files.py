@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from fedveil.base import open_files
+from fedveil.base.refusal import Refusal
 from fedveil.cli import client, server
 from fedveil.deployment import prometheus
 from fedveil.links.flower.tls_proxy import open_tls_proxy
@@ -184,6 +185,17 @@ def test_prometheus_text_closes_a_file_beyond_its_connections(
         assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 404
         rebound = httpx.get(f"http://127.0.0.1:{port}/metrics", headers={"Host": f"evil.example:{port}"})
         assert rebound.status_code == 421
+
+
+def test_an_operator_may_open_the_numbers_to_others() -> None:
+    port = made("link_ends")["free_port"]()
+    with prometheus.serving(port, dict, "127.0.0.2"):
+        url = f"http://127.0.0.2:{port}/"
+        assert httpx.get(url, headers={"Host": "server.example"}).status_code == 404
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"http://127.0.0.1:{port}/")
+    with pytest.raises(Refusal, match="metrics_address"), prometheus.serving(port, dict, "192.0.2.1"):
+        pass
 
 
 def said_by(code: str) -> str:

@@ -83,6 +83,7 @@ def test_a_quorum_is_the_default_where_it_gives_no_claim_away(given: list[str], 
         (["task=heart", "run=../../etc"], "run='../../etc': must be a name"),
         (["task=heart", "run=null"], "run=None: must be a name"),
         (["task=heart", "metrics_port=80"], "metrics_port=80"),
+        (["task=heart", "metrics_address=here"], "metrics_address='here'"),
         (["task=heart", "privacy=client_distributed", "link.quorum=0.5"], "secagg.dropout says how many"),
         (
             ["task=heart", "privacy=client_central", "privacy.noise_schedule=adaptive"],
