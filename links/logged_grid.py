@@ -51,6 +51,9 @@ class LoggedGrid(PassingGrid):
         self._bundle, self._credentials, self._rosters = bundle, credentials, rosters
         self._cosignatures: tuple[str, ...] = ()  # under `_head`, as text
         self._sizes = dict[int, int]()  # by node, the number of leaves that it has acknowledged
+        self._sent = dict[
+            int, int
+        ]()  # by node, the number it was sent last: its answer may come a round late
         self._head: TreeHead | None = None  # signed last
 
     def send_and_receive(
@@ -72,10 +75,11 @@ class LoggedGrid(PassingGrid):
             message if each is None else self._with_log(message, each, written)
             for message, each in zip(requests, indices, strict=True)
         ]
+        self._sent |= {message.metadata.dst_node_id: size for message in outgoing}
         for reply in self._grid.send_and_receive(outgoing, timeout=timeout):
             node = reply.metadata.src_node_id
             if not reply.has_error():
-                self._sizes[node] = size
+                self._sizes[node] = self._sent[node]
             elif reply.error.code == FAILED:
                 # Perhaps the node lost its leaves: the next time it gets all of them.
                 self._sizes.pop(node, None)

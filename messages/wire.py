@@ -94,6 +94,7 @@ class Exchange(IntEnum):
 
 
 MODEL_KEY, ARRAYS_KEY, DIFFERENCE_KEY, SIZE_KEY, AGAIN_KEY = "model", "arrays", "difference", "size", "again"
+STALENESS_KEY = "staleness"  # beside a sum's spec, if an answer may count in a later round
 MODEL_KEYS = (MODEL_KEY, ARRAYS_KEY, DIFFERENCE_KEY, SIZE_KEY, AGAIN_KEY)  # in addition to the keys of a sum
 MODEL_REPORT = "fedveil.held"  # record of a reply: the model that the device holds
 MODEL_HASH_LENGTH = 64  # characters
@@ -169,9 +170,21 @@ def layout_of(arrays: Mapping[str, Array]) -> Layout:
     return {k: tuple(a.shape) for k, a in arrays.items() if np.dtype(a.dtype).kind == "f"}
 
 
-def instruct(content: RecordDict, spec: SumSpec, run: str, server_round: int) -> RecordDict:
-    """Return an instruction: the strategy's records, the sum's spec, the run's name and the round's number."""
+def instruct(
+    content: RecordDict, spec: SumSpec, run: str, server_round: int, staleness: int = 0
+) -> RecordDict:
+    """Return an instruction: the strategy's records, the sum's spec, the run's name and the round's number.
+
+    Args:
+      content: records of the strategy.
+      spec: of the sum.
+      run: name of the run.
+      server_round: number of the round.
+      staleness: number of later rounds in which the answer may count.
+    """
     record = ConfigRecord({"spec": json.dumps(plain_of(spec)), "run": run, "round": server_round})
+    if staleness:
+        record[STALENESS_KEY] = staleness
     return RecordDict({**dict(content.items()), SPEC_RECORD: record})
 
 
@@ -194,6 +207,11 @@ def read_round(content: RecordDict) -> tuple[str, int]:
     """Return the run and the round of an instruction, as in the key of a release."""
     record = config_of(content, SPEC_RECORD)
     return str(record["run"]), int(str(record["round"]))
+
+
+def may_be_late(content: RecordDict) -> bool:
+    """Return whether the answer to an instruction may count in the round after its own."""
+    return bool(config_of(content, SPEC_RECORD).get(STALENESS_KEY))
 
 
 def sketch_for(content: RecordDict, spec: SumSpec) -> Sketch | None:
@@ -369,7 +387,9 @@ def sum_of(
         if key in answered:
             continue
         answered.add(key)
+        before = cohort_sum.replies
         add_reply(cohort_sum, reply, spec)
+        cohort_sum.nodes += [reply.metadata.src_node_id] * (cohort_sum.replies - before)
         del reply  # otherwise it stays in memory until the next one arrives
         if cohort_sum.replies == enough:
             missing = NOT_NEEDED

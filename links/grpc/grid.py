@@ -33,7 +33,7 @@ from ...messages.flower_adapter import claim_identity, name_message, name_sender
 from ...messages.frames import METHOD
 from ...messages.message_codec import Body, MalformedMessage, pack_body, question_id, segments, unpack
 from ...messages.traffic import Cargo, Tally, cargo_of
-from ...messages.wire import SPEC_RECORD, UNREADABLE, read_statement
+from ...messages.wire import SPEC_RECORD, UNREADABLE, may_be_late, read_round, read_statement
 from ..repeats import Repeats
 from ..roster_grid import PRESENCE_SECONDS, RosterGrid
 from ..roster_watch import Admitted, Nodes
@@ -149,6 +149,10 @@ def read_acknowledged(path: Path | None) -> dict[str, str]:
         raise Refusal("file", str(path), remedy) from error
 
 
+Posted = dict[str, tuple[Letter, Message]]  # letters and their messages, by id
+Replies = queue.SimpleQueue[tuple[Letter, bytearray]]
+
+
 class LinkGrid(RosterGrid):
     """Grid over the streams of a roster's nodes, which listens on `port`; `open_link` makes it."""
 
@@ -158,6 +162,8 @@ class LinkGrid(RosterGrid):
         self._call = stream_loop().call_soon_threadsafe
         self._session, self._count = secrets.token_hex(8), itertools.count()  # of messages outside a run
         self._unreadable, self._stored = 0, dict(board.acknowledged)  # what the file `acknowledged` has
+        self._late: Posted = {}  # of the last exchange, if answers to it may come in the next one
+        self._arrived = Replies()  # of such exchanges
 
     @property
     def traffic(self) -> dict[int, Traffic]:
@@ -186,9 +192,14 @@ class LinkGrid(RosterGrid):
         return {**self._board.counts(), "unreadable": self._unreadable}
 
     def _exchange(self, messages: list[Message], seconds: float) -> Iterator[Message]:
-        """Post a letter for each message, and yield the replies; then withdraw the letters and store what was acknowledged."""
-        arrived: queue.SimpleQueue[tuple[Letter, bytearray]] = queue.SimpleQueue()
-        outgoing, waiting = dict[str, tuple[Letter, Message]](), dict[str, int]()  # by id, without an answer
+        """Post a letter for each message, and yield the replies; then withdraw the letters and store what was acknowledged.
+
+        Letters of a sum whose answers may be late stay for the exchange of the next round, which yields these answers too.
+        """
+        may_wait = bool(messages) and may_be_late(messages[0].content)
+        arrived = self._arrived if may_wait else Replies()
+        outgoing = self._take_late(*read_round(messages[0].content)) if may_wait else Posted()  # not answered
+        waiting = self._in_roster({name: letter.node for name, (letter, _) in outgoing.items()})
         repeats, end = Repeats(), time.monotonic() + seconds
         try:
             while messages or waiting or repeats.pending:
@@ -207,6 +218,8 @@ class LinkGrid(RosterGrid):
                     waiting, messages = self._in_roster(waiting), repeats.due(self._nodes)
                     continue
                 messages = repeats.due(self._nodes)
+                if letter.id not in outgoing:
+                    continue  # of an earlier round
                 _, request = outgoing.pop(letter.id)
                 if waiting.pop(letter.id, None) is None:
                     continue  # its node has left the roster since it was asked
@@ -219,8 +232,19 @@ class LinkGrid(RosterGrid):
                 del reply
             yield from repeats.answers()
         finally:
-            self._call(self._board.withdraw, [letter for letter, _ in outgoing.values()])
+            if may_wait:
+                self._late = outgoing
+            else:
+                self._call(self._board.withdraw, [letter for letter, _ in outgoing.values()])
             self._store_acknowledged()
+
+    def _take_late(self, run: str, number: int) -> Posted:
+        """Return the letters of the round before, whose answers may still count, and withdraw those of other rounds."""
+        letters, self._late = self._late, {}
+        before = run, number - 1
+        late = {name: each for name, each in letters.items() if read_round(each[1].content) == before}
+        self._call(self._board.withdraw, [letters[name][0] for name in letters.keys() - late.keys()])
+        return late
 
     def _store_acknowledged(self) -> None:
         """Store the last instruction that each key has answered; if that fails, fewer copied devices are noticed."""
@@ -232,15 +256,13 @@ class LinkGrid(RosterGrid):
             except OSError as error:
                 logger.warning("%s cannot be written: %s", self._acknowledged, error.strerror)
 
-    def _write_letters(
-        self, messages: list[Message], deliver: Callable[[Letter, bytearray], None]
-    ) -> dict[str, tuple[Letter, Message]]:
+    def _write_letters(self, messages: list[Message], deliver: Callable[[Letter, bytearray], None]) -> Posted:
         """Return the letter and the message of each id; content that several messages share is packed once.
 
         `deliver` is called with a letter and the bytes of its reply.
         """
         bodies: dict[int, tuple[Body, Cargo]] = {}
-        letters: dict[str, tuple[Letter, Message]] = {}
+        letters: Posted = {}
         for message in messages:
             if (packed := bodies.get(id(message.content))) is None:
                 packed = bodies[id(message.content)] = pack_body(message), cargo_of(message)

@@ -290,6 +290,8 @@ class CohortSum:
     replies: int = 0  # clients in the total
     clipped_again: int = 0  # of these, those whose vector was too long
     dropped: dict[str, int] = field(default_factory=dict[str, int])  # other clients, by reason
+    nodes: list[int] = field(default_factory=list[int])  # nodes whose vectors may be in the total
+    virtual_time: float = 0.0  # that the clients took, if their speeds are simulated
 
     def drop(self, reason: str, clients: int = 1) -> None:
         """Count clients with unusable replies, if the number is above 0: their contribution is zero."""
@@ -301,6 +303,7 @@ class CohortSum:
         self.total += other.total
         self.replies += other.replies
         self.clipped_again += other.clipped_again
+        self.nodes += other.nodes
         for reason, count in other.dropped.items():
             self.drop(reason, count)
 
