@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .questions.private_evaluation import private_evaluation
     from .run.callbacks import Callback, RoundEnd, RunEnd, RunStart
     from .run.unit_plan import UnitPlan
-    from .strategies.cohorts import All, CyclicPoisson, Fixed, MinSeparation, Poisson
+    from .strategies.cohorts import All, CyclicPoisson, First, Fixed, MinSeparation, Poisson
     from .tasks.data import Examples, LazyExamples
     from .tasks.protocol import Task
 
@@ -46,6 +46,7 @@ __all__ = [
     "CyclicPoisson",
     "Examples",
     "FinishedRun",
+    "First",
     "Fixed",
     "LazyExamples",
     "Ledger",
@@ -94,7 +95,7 @@ _MODULES = (
     (".adapters.protect", "client", "protect"),
     (".run.callbacks", "simulation", "Callback RoundEnd RunEnd RunStart"),
     (".run.unit_plan", "simulation", "UnitPlan"),
-    (".strategies.cohorts", "", "All CyclicPoisson Fixed MinSeparation Poisson"),
+    (".strategies.cohorts", "", "All CyclicPoisson First Fixed MinSeparation Poisson"),
     (".tasks.data", "client", "Examples LazyExamples"),
     (".tasks.protocol", "client", "Task"),
 )

@@ -11,7 +11,7 @@ GROUPS = "groups/"  # prefix: metrics of a group of people, as "attribute=word/f
 # Prefixes, of a result: means over the clients' own held-out rows, of the released model and of personal ones.
 OF_CLIENTS = ("shared/", "personal/", "local_only/")
 # Prefixes of the numbers that describe the round, and not its model.
-OF_THE_ROUND = ("epsilon", "clipping_norm", "noise_multiplier", "invited", AUDIT)
+OF_THE_ROUND = ("epsilon", "clipping_norm", "noise_multiplier", "invited", "virtual_time", AUDIT)
 
 
 def is_metric(name: str, value: object) -> bool:

@@ -48,7 +48,19 @@ from .training_settings import (
     StrategySettings,
 )
 from .tuning_settings import NoTuning, TuningSettings
-from .values import MAX_ROUNDS, TRACKERS, By, CallbackName, Clients, Module, Probability, Rounds, Text
+from .values import (
+    MAX_ROUNDS,
+    TRACKERS,
+    By,
+    CallbackName,
+    Clients,
+    Module,
+    Positive,
+    Probability,
+    Rounds,
+    Text,
+    Times,
+)
 
 
 class FaultSettings(Group):
@@ -67,6 +79,24 @@ class FaultSettings(Group):
     def any(self) -> bool:
         """Whether any fault has a probability above 0."""
         return max(self.dropout, self.failure, self.straggler, self.corrupt) > 0
+
+
+class SpeedSettings(Group):
+    """Virtual time that each simulated client takes for a round; the time of a usual one is 1."""
+
+    sigma: Annotated[float, Field(ge=0, le=5)] = 0.0
+    """Spread of the clients' times: they are log-normal, with this deviation of the logarithm; 0: all take the same."""
+    slow: Probability = 0.0
+    """Share of the clients that are slow besides."""
+    slow_factor: Times = 10.0
+    """Their time over that of others."""
+    deadline: Positive | None = None
+    """Virtual time after which a round ends, and a client is late; null: it waits for all."""
+
+    @property
+    def any(self) -> bool:
+        """Whether clients differ in speed, or may be late."""
+        return max(self.sigma, self.slow) > 0 or self.deadline is not None
 
 
 class LedgerSettings(Group):
@@ -291,6 +321,7 @@ class SimulationSettings(FederationSettings):
     partition: Annotated[PartitionSettings, By]
     engine: Annotated[Engine, OfExtension("engine", InProcess)]
     faults: FaultSettings = FaultSettings()
+    speed: SpeedSettings = SpeedSettings()
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] | None = None  # what both NumPy and torch accept
     """Seed; null: 0 in a declared simulation, the system's generator on real data, where a seed is refused."""
     population: Clients | None = None
@@ -315,6 +346,11 @@ class SimulationSettings(FederationSettings):
                 yield "engine.dtype", "the norms of examples need full precision; use float32"
             if self.engine.device == "mps":
                 yield "engine.device", "has no double precision, which norms need; use cpu"
+        if self.speed.any and self.secagg is not None:
+            yield (
+                "speed",
+                "clients of encrypted sums answer in several exchanges, which have no virtual time; leave it out",
+            )
         if self.population is not None:
             yield from self._rules_of_population()
 

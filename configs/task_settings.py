@@ -256,6 +256,37 @@ class SeparatedCohort(Group):
     secret: ClassVar[bool] = False
 
 
+class FirstCohort(Group):
+    """The first `size` clients that answer, each at most once in `separation` rounds; the whole run is one release."""
+
+    name: Literal["first"] = "first"
+    size: Clients = 100
+    """Clients per round: the first that answer, of all that are invited."""
+    separation: Rounds | None = None
+    """Rounds from one participation of a client to its next; null: the most for which three quarters of the clients suffice."""
+    max_participations: Rounds | None = None
+    """Participations of one client in the run; null: as many as the separation allows."""
+    over_selection: Times = 1.5
+    """Invited clients over `size`."""
+    staleness: Annotated[int, Field(ge=0, le=1)] = 1
+    """1: a client that is still at work when its round ends goes on, and its answer may count in the next round. 0: it is late."""
+    by_turns: ClassVar[bool] = True
+    secret: ClassVar[bool] = False
+
+    def conflicts(self, whole: Any) -> Iterator[tuple[str, str]]:
+        """Refuse what has other numbers in each round, and canary clients, which are never late."""
+        if self.staleness and whole.compress.option != "none":
+            text = "an answer to the last round is compressed by that round's draw; use compress=none, or 0"
+            yield "cohort.staleness", text
+        link = getattr(whole, "link", None)  # of a server alone
+        if link and link.enough is not None:
+            yield "link.enough", "cohort.size says how many answers end a round; leave it null"
+        if link and link.name == "flower" and self.staleness:
+            yield "cohort.staleness", "an answer on Flower's link is lost with its round; use 0"
+        if whole.observer == "full":
+            yield "audit.name", "its canary clients would have to arrive among the first; use light"
+
+
 class CyclicCohort(Group):
     """Each client has its turn every `groups` rounds and then takes part by a secret coin, which amplifies privacy.
 
@@ -285,4 +316,4 @@ class AllCohort(Group):
 
 CORE_TASKS = DigitsTask | CsvTask | CustomTask
 PartitionSettings = PlainPartition | Dirichlet | FlwrPartition
-CohortSettings = PoissonCohort | FixedCohort | SeparatedCohort | CyclicCohort | AllCohort
+CohortSettings = PoissonCohort | FixedCohort | SeparatedCohort | FirstCohort | CyclicCohort | AllCohort

@@ -36,6 +36,7 @@ from ..evidence.binding.time_stamp import TSA, stamp
 from ..evidence.binding.witnesses import note_witnesses
 from ..links.attestation import QUOTE, AttestedGrid
 from ..links.cosigned_heads import WITNESSES, CosignedHeads, read_cosigned
+from ..links.late_answers import LateAnswers
 from ..links.later_heads import LaterHeads
 from ..links.logged_grid import LoggedGrid
 from ..links.roster_watch import Nodes, followed_credentials, followed_roster, nodes_of
@@ -49,6 +50,7 @@ from ..modes.federation import Federation
 from ..populations.deployed import Deployed, last_questions
 from ..privacy.ledger.hash_chain import Head, exclusive_lock
 from ..privacy.ledger.receipt import COMPARED, UNCOMPARED, Receipt, RunDescription, holds
+from ..privacy.sampling import NO_BOUNDS
 from ..privacy.secagg.rollover import Rollover
 from ..privacy.secagg.suite import KEY_BYTES
 from ..questions.scaling import apply_answer
@@ -327,6 +329,8 @@ def _run(
         if federation.sends_differences:
             link = replace(link, grid=DifferenceGrid(link.grid))
         link = with_log(link, bundle, rosters)
+        if (federation.cohort.turns or NO_BOUNDS).staleness:
+            link = replace(link, grid=LateAnswers(link.grid))
         if not quiet:
             print("\n".join(filter(None, lines)), flush=True)
         around = Environment(

@@ -19,7 +19,7 @@ from ..configs.values import By, Positive, Probability, Rounds
 DEFAULT_QUORUM = 0.5
 SERVER = "server"  # name of the primary configuration of `fedveil server`
 # Beginnings of overrides that only simulations have.
-SIMULATED = ("engine=", "engine.", "faults.", "partition=", "partition.", "seed=", "resume=")
+SIMULATED = ("engine=", "engine.", "faults.", "speed.", "partition=", "partition.", "seed=", "resume=")
 
 
 class LinkSettings(Group):

@@ -46,17 +46,21 @@ def not_covered(run: RunFiles, rows: Sequence[Fields], ledger: Fields | None) ->
         _noise(run),
         _names(is_real),
         _floats(run),
-        Limit(
-            "Timing and answering",
-            NOT,
-            "Whether and when a client answers is assumed not to depend on its data.",
-        ),
+        Limit("Timing and answering", NOT, _answering(run)),
     ]
     if run.setting("accept_vacuous"):
         text = "The plan found the guarantee vacuous in practice, and the run was accepted nevertheless (accept_vacuous)."
         limits.insert(0, Limit("A vacuous promise", ACCEPTED, text))
     limits.sort(key=lambda each: STATES.index(each.state))
     return [{"limit": each.title, "state": each.state, "said": each.text} for each in limits]
+
+
+def _answering(run: RunFiles) -> str:
+    """Return the assumption on whether and when clients answer."""
+    text = "Whether and when a client answers is assumed not to depend on its data."
+    if run.setting("cohort", "name") == "first":
+        text += " It decides who is in a sum: the cohorts are whoever answered first, and are on the server's ledger."
+    return text
 
 
 def _tuning(run: RunFiles, ledger: Fields | None, is_real: bool) -> Limit:

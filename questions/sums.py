@@ -8,7 +8,7 @@ each client adds its own noise before it answers, and charges its own ledger.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dp_accounting.dp_event import GaussianDpEvent
@@ -67,6 +67,9 @@ class Charge:
     def settle(self) -> None:
         """Commit the release on the ledger, once the answer is released or stored."""
         self.ledger.commit(self._release.key)
+
+    def arrive(self, row: int, nodes: Sequence[int]) -> None:
+        """Record nothing: all clients are asked."""
 
     def noised(self, total: Vector, row: int, spec: SumSpec) -> Vector:
         """Return a sum in the clear with the reserved noise, drawn from the row's own stream."""

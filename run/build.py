@@ -14,7 +14,7 @@ from ..base.notice import warn
 from ..base.refusal import Refusal
 from ..configs.privacy_settings import RecordAndClient, sum_level
 from ..configs.schema import SimulationSettings
-from ..configs.task_settings import CyclicCohort, FolderTask, SeparatedCohort
+from ..configs.task_settings import CyclicCohort, FirstCohort, FolderTask, SeparatedCohort
 from ..modes.federation import Federation, mode_of
 from ..modes.mode import Mode
 from ..populations.machine import OnThisMachine, Simulated
@@ -83,6 +83,9 @@ def build(
     # Noise may be repeated only where it protects nobody.
     is_seeded = population.simulated or (population.reads_data and not mode.spends)
     strategy = _strategy(settings, objects.strategy)
+    if isinstance(settings.cohort, FirstCohort) and population.reads_data and not population.simulated:
+        remedy = "real data on one machine have no clients that are late; use cohort=min_separation"
+        raise Refusal("cohort", settings.cohort.name, remedy)
     federation = Federation(settings, task, cohort, seed if is_seeded else None, population, strategy)
     federation.mode.check_adjacencies()
     if mode.spends and not announced and population.local_clients(task) and settings.task.own:
@@ -211,7 +214,7 @@ def check_cohort(settings: SimulationSettings, num_clients: int) -> None:
     elif level is not None and level.noise == "correlated":
         remedy = f"cohort={cohort.name} promises no separation; use cohort=cyclic_poisson or min_separation"
         raise Refusal("privacy.noise", "correlated", remedy)
-    if isinstance(cohort, SeparatedCohort):
+    if isinstance(cohort, SeparatedCohort | FirstCohort):
         _check_separation(settings, cohort, num_clients)
 
 
@@ -232,7 +235,9 @@ def _check_turns(settings: SimulationSettings) -> None:
         raise Refusal("cohort", cohort.name, text)
 
 
-def _check_separation(settings: SimulationSettings, cohort: SeparatedCohort, num_clients: int) -> None:
+def _check_separation(
+    settings: SimulationSettings, cohort: SeparatedCohort | FirstCohort, num_clients: int
+) -> None:
     """Refuse a separation, or a bound on participations, with which the clients do not suffice for all rounds."""
     size = cohort.size
     if (cohort.separation or 1) * size > num_clients:

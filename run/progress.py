@@ -144,6 +144,7 @@ def record_round(
         **_counts(progress, round_),
         "abandoned": round_.abandoned,
         **_nonempty(
+            virtual_time=round_.virtual_time,
             exchanges=round_.exchanges,
             message_bytes=dict(zip(("down", "up"), round_.message_bytes or (), strict=False)),
             blamed=round_.blamed,

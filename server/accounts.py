@@ -34,6 +34,10 @@ MAX_EXAMPLES = 1e9  # a client that claims more examples than this is dropped
 class SumAccount(Protocol):
     """Interface of the account of any sums: those of a training run, and those of a question, which is an extension."""
 
+    def arrive(self, row: int, nodes: Sequence[int]) -> None:
+        """Record whose vectors are in the row's sum, durably and before anything of it is released, if later draws need that."""
+        ...
+
     def noised(self, total: Vector, row: int, spec: SumSpec) -> Vector:
         """Return a sum in the clear with the row's noise."""
         ...
@@ -49,6 +53,9 @@ class SumAccount(Protocol):
 
 class Unnoised:
     """Account of sums that get no noise here; methods as of `Protected`."""
+
+    def arrive(self, row: int, nodes: Sequence[int]) -> None:
+        """Record nothing: no later draw depends on it."""
 
     def noised(self, total: Vector, row: int, spec: SumSpec) -> Vector:
         """Return the sum as it is."""
@@ -161,6 +168,10 @@ class Protected:
           Refusal: another run of this name has released the row with noise that cannot be repeated.
         """
         self.privacy.ledger.reserve_new(replace(self._release(row, cohort), arm=arm))
+
+    def arrive(self, row: int, nodes: Sequence[int]) -> None:
+        """Record whose vectors are in the row's sum, as `RunRows.arrive` does."""
+        self.rows.arrive(row, nodes)
 
     def noised(self, total: Vector, row: int, spec: SumSpec) -> Vector:
         """Return a sum in the clear with the row's noise; arguments as of `mechanism.Noise.add`."""

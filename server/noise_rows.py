@@ -1,8 +1,11 @@
 """Rows of a run: the release of each round, the earlier cohorts, and the stream of each row's noise.
 
 If each round is a release of its own, row and round are the same. If several rounds form one release, the ledger
-records every row before anything is sent, with its cohort unless the accounting relies on a secret draw. A declared
-simulation repeats a row bit for bit, so that row and round are the same there too. On real data a client never trains
+records every row before anything is sent, with its cohort unless the accounting relies on a secret draw. A cohort that
+is known only once its clients have answered is recorded before their sum is noised: a crash before that released nothing,
+and a crash after it leaves them counted. A declared
+simulation repeats a row bit for bit, so that row and round are the same there too, but not where the clients that were
+at work when it ended are another sum. On real data a client never trains
 the same update twice: a row that was reserved before a crash may have been released and is not used again; its clients
 count as having taken part, and the round continues with the next row.
 """
@@ -17,8 +20,11 @@ from ..base.refusal import Refusal
 from ..privacy.adaptation import NOTHING_ADAPTS
 from ..privacy.ledger.ledger import BudgetExhausted, Ledger
 from ..privacy.mechanisms.randomness import Randomness, Stream, keyed_stream
+from ..privacy.sampling import NO_BOUNDS, Turns
 from ..strategies.cohorts import Cohort
 from .round_terms import SumPrivacy
+
+ARRIVALS = "arrivals"  # of the notes on the ledger that say whose vectors are in a row's sum
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,9 @@ class RoundRows:
         return number
 
     def take(self, cohort: Sequence[int]) -> None:
+        """Keep nothing."""
+
+    def arrive(self, row: int, nodes: Sequence[int]) -> None:
         """Keep nothing."""
 
     def ledger_cohort(self, cohort: Sequence[int]) -> None:
@@ -68,6 +77,7 @@ class RunRows:
       randomness: seeded in a declared simulation.
       key: of the noise, 32 bytes; None if the randomness is seeded.
       secret: whether no file may reveal the cohorts.
+      turns: of the cohort.
       cohorts: of the rows used so far, in their order; empty lists if they are secret.
     """
 
@@ -78,6 +88,7 @@ class RunRows:
     randomness: Randomness
     key: bytes | None = field(repr=False)
     secret: bool = False
+    turns: Turns = NO_BOUNDS
     cohorts: list[list[int]] = field(default_factory=list[list[int]])
 
     def __post_init__(self) -> None:
@@ -94,7 +105,11 @@ class RunRows:
         if len(cohorts) < number:
             remedy = f"the ledger knows only {len(cohorts)} rounds of this run; restore it"
             raise Refusal("resume", number, remedy)
-        self.cohorts = cohorts[:number] if self.randomness.seeded else cohorts
+        if self.turns.by_arrival:
+            notes = (self.ledger.note_of((self.run, row + 1, ARRIVALS)) for row in range(len(cohorts)))
+            cohorts = [[int(node) for node in note.get("cohort", ())] for note in notes]
+        is_repeated = self.randomness.seeded and not self.turns.by_arrival
+        self.cohorts = cohorts[:number] if is_repeated else cohorts
 
     def next(self, number: int) -> int:
         """Return the next unused row, whatever the round.
@@ -107,12 +122,25 @@ class RunRows:
         return len(self.cohorts) + 1
 
     def take(self, cohort: Sequence[int]) -> None:
-        """Record the cohort of the next row."""
-        self.cohorts.append(list(cohort))
+        """Record the cohort of the next row; one by arrival is empty until `arrive`."""
+        self.cohorts.append([] if self.turns.by_arrival else list(cohort))
+
+    def arrive(self, row: int, nodes: Sequence[int]) -> None:
+        """Record on the ledger whose vectors are in the sum of a row, of a cohort by arrival, before the sum is noised.
+
+        Raises:
+          AssertionError: the bounds on participation exclude one of them; nothing may be released.
+        """
+        if not self.turns.by_arrival:
+            return
+        if again := self.turns.resting(self.cohorts[: row - 1]) & set(nodes):
+            raise AssertionError(f"{len(again)} clients take part again before their turn")
+        self.ledger.note((self.run, row, ARRIVALS), {"cohort": sorted(nodes)})
+        self.cohorts[row - 1] = sorted(nodes)
 
     def ledger_cohort(self, cohort: Sequence[int]) -> tuple[int, ...]:
-        """Return the cohort, which later draws need; for a secret draw, only that it took place."""
-        return () if self.secret else tuple(cohort)
+        """Return the cohort, which later draws need; if the draw is secret or decides nothing, only that it took place."""
+        return () if self.secret or self.turns.by_arrival else tuple(cohort)
 
 
 Rows = RoundRows | RunRows
@@ -135,4 +163,6 @@ def create_rows(
         remedy = "rounds that form one release are fixed in advance; turn adaptation off"
         raise Refusal("adaptation", privacy.adaptation, remedy)
     count, key = privacy.plan.mechanism.rows, privacy.noise_key
-    return RunRows(count, privacy.ledger, run, mechanism, randomness, key, cohort.secret)
+    return RunRows(
+        count, privacy.ledger, run, mechanism, randomness, key, cohort.secret, cohort.turns or NO_BOUNDS
+    )

@@ -38,10 +38,11 @@ class OpenSums:
         Arguments as of `MaskedSums.sum`; nothing is sent to the next row's cohort in advance.
         """
         spec, participants = request.spec, self._participants
-        outgoing = instruct(request.content, spec, request.run, request.row)
+        outgoing = instruct(request.content, spec, request.run, request.row, participants.turns.staleness)
         order = Message(outgoing, 0, request.message_type, group_id=str(request.number))
         size = request.coordinates + spec.segment_size
         cohort_sum, dummies = participants.sum(order, nodes, spec, size, timeout)
+        self._account.arrive(request.row, cohort_sum.nodes)
         total = self._account.noised(cohort_sum.total, request.row, spec)
         grid_nodes, replies = participants.over_grid(nodes), cohort_sum.replies
         result = Round(
@@ -50,6 +51,7 @@ class OpenSums:
             replies,
             cohort_sum.dropped,
             message_bytes=(carried_bytes(order), update_bytes(spec, size)),
+            virtual_time=cohort_sum.virtual_time,
         )
         if replies < participants.due.quorum:
             return replace(result, abandoned=True), None

@@ -24,6 +24,7 @@ from ..privacy.arms import Arm
 from ..privacy.mechanisms.private_sum import CohortSum, Vector
 from ..privacy.mechanisms.randomness import Stream
 from ..privacy.mechanisms.sum_spec import SumSpec
+from ..privacy.sampling import NO_BOUNDS, Turns
 from ..strategies.cohorts import Cohort, Earlier, canary_cohort, in_arm
 from .culprit_search import Search
 from .round_terms import ALL_ANSWERS, Answers
@@ -98,9 +99,14 @@ class Participants:
         return len(self.members(self.arm)) if self.arm else self.clients
 
     @property
+    def turns(self) -> Turns:
+        """Bounds on participation by turns."""
+        return self.cohort.turns or NO_BOUNDS
+
+    @property
     def due(self) -> Answers:
-        """Answers needed by the round: for an arm its share of those of all clients."""
-        enough = self.answers.enough
+        """Answers needed by the round: for an arm its share of those of all clients; a cohort by arrival is that many."""
+        enough = round(self.expected) if self.turns.by_arrival else self.answers.enough
         return Answers(self.answers.quorum // self._arms, enough and max(1, enough // self._arms))
 
     def members(self, arm: Arm) -> list[int]:
@@ -203,7 +209,9 @@ class Participants:
                 self.grid.keep_unsent(order.content)
             return CohortSum(np.zeros(size))
         if isinstance(self.grid, SummingGrid):
-            return self.grid.sum_replies(order, nodes, spec, size)
+            cohort_sum = self.grid.sum_replies(order, nodes, spec, size)
+            cohort_sum.nodes = cohort_sum.nodes or nodes
+            return cohort_sum
         metadata = order.metadata
         kind, group = metadata.message_type, metadata.group_id
         messages = [Message(order.content, node, kind, group_id=group) for node in nodes]

@@ -100,6 +100,7 @@ class Round:
       message_bytes: approximate sizes of one instruction and of one reply; None if they are encrypted, because their
         size then depends on the cohort.
       arm: number of the arm; None for all clients.
+      virtual_time: that the round took, if the speeds of clients are simulated, else 0.
     """
 
     number: int
@@ -119,6 +120,7 @@ class Round:
     weighed: tuple[dict[str, object], ...] = ()
     message_bytes: tuple[int, int] | None = None
     arm: int | None = None
+    virtual_time: float = 0.0
 
 
 def describe_failure(result: Round, with_counts: bool) -> str:

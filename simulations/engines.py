@@ -20,6 +20,7 @@ from ..messages.wire import SummingGrid
 from ..modes.federation import Federation
 from ..privacy.mechanisms.private_sum import CohortSum
 from ..privacy.mechanisms.sum_spec import SumSpec
+from ..privacy.sampling import NO_BOUNDS
 from ..run.prepared_run import Run
 from ..strategies.cohorts import invited_size
 from .clients import Clients, fault_mods
@@ -43,7 +44,13 @@ def engine_with_tally(run: Run, tally: Tally, grid: Grid | None = None) -> Gener
     clients = clients_of(federation, run.client, federation.num_nodes, at_once)
     workers = federation.settings.engine.workers
     with nullcontext(grid) if grid else _opened(federation, clients, workers) as opened:
-        yield counting_grid(opened, tally, federation.sends_differences)
+        counted = counting_grid(opened, tally, federation.sends_differences)
+        by_speed = (federation.cohort.turns or NO_BOUNDS).by_arrival or federation.settings.speed.any
+        if by_speed and isinstance(counted, CountedSums):
+            from .arrivals import with_arrivals  # clients without speeds need no virtual time
+
+            counted = with_arrivals(counted, federation)
+        yield counted
 
 
 @contextmanager

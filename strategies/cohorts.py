@@ -21,6 +21,7 @@ from ..privacy.sampling import Turns, min_participations
 from .draws import SPARSE, coins, subset
 
 DEVIATIONS = 3.0  # standard deviations above a client's mean participations, for which noise is planned
+PRESENT = 0.75  # of all clients, that a cohort by arrival counts on; the others may be away or too slow for any round
 Earlier = Sequence[Sequence[int]]  # the cohorts of all rounds before, in their order
 
 
@@ -253,16 +254,83 @@ class MinSeparation(_Plain):
             # Enough clients have never taken part; these come first, so they alone are drawn from.
             past = [population.index(client) for client in counts if client in population]
             return [population[index] for index in subset(len(population), self.size, stream, past).tolist()]
-        last_cohorts = earlier[max(0, len(earlier) - self.separation + 1) :]
-        recent = {client for cohort in last_cohorts for client in cohort}
+        resting = self.turns.resting(earlier)
         keys = stream.uint64(len(population)).tolist()
         eligible = [
             (counts[client], key, client)
             for client, key in zip(population, keys, strict=True)
-            if client not in recent and counts[client] < self.max_participations
+            if client not in resting
         ]
         chosen = {client for _, _, client in sorted(eligible)[: self.size]}
         return [client for client in population if client in chosen]
+
+    def expected_size(self, population: int) -> float:
+        """Return `size`."""
+        return float(self.size)
+
+
+@dataclass(frozen=True)
+class First(_Plain):
+    """The first `size` clients that answer, none twice within `separation` rounds nor more than `max_participations` times.
+
+    A round invites more clients than it needs, uniformly among those that may take part, and a client takes part if it is
+    among the first to answer. That depends on the clients, so nothing amplifies. The guarantee assumes that who answers
+    first does not depend on the data that it hides.
+
+    Attributes:
+      size: clients of a round, at least 1.
+      separation: rounds from one participation of a client to its next, at least 1.
+      max_participations: largest number of rounds of one client in the whole run, at least 1.
+      over_selection: invited clients over `size`, at least 1.
+      staleness: 1 if a client that is still at work when its round ends may be among the first of the next one; else 0.
+
+    Raises:
+      Refusal: a value is out of range.
+
+    Example:
+      >>> import fedveil as fv
+      >>> fv.First(size=20, separation=10, max_participations=10).expected_size(400)
+      20.0
+    """
+
+    size: int
+    separation: int
+    max_participations: int
+    over_selection: float = 1.5
+    staleness: int = 1
+    replaces: bool = field(default=True, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("size", "separation", "max_participations", "over_selection"):
+            if getattr(self, name) < 1:
+                raise Refusal(f"cohort.{name}", getattr(self, name), "give at least 1")
+        if self.staleness not in (0, 1):
+            raise Refusal("cohort.staleness", self.staleness, "give 0 or 1")
+
+    @property
+    def name(self) -> str:
+        """The bounds that the accounting uses."""
+        return (
+            f"no sampling assumption, the first {self.size} that answer; at most {self.max_participations} participations, "
+            f"separation {self.separation}"
+        )
+
+    @property
+    def turns(self) -> Turns:
+        """Bounds that the draw keeps, given the cohorts that answered."""
+        return Turns(self.separation, self.max_participations, by_arrival=True, staleness=self.staleness)
+
+    @property
+    def invited(self) -> int:
+        """Number of clients that a round invites."""
+        return math.ceil(self.size * self.over_selection)
+
+    def draw(self, population: Sequence[int], stream: Stream, earlier: Earlier = ()) -> list[int]:
+        """Return the invited clients, each choice of them as likely as any other; fewer if fewer may take part."""
+        resting = self.turns.resting(earlier)
+        excluded = [index for index, client in enumerate(population) if client in resting]
+        count = min(self.invited, len(population) - len(excluded))
+        return [population[index] for index in subset(len(population), count, stream, excluded).tolist()]
 
     def expected_size(self, population: int) -> float:
         """Return `size`."""
@@ -377,11 +445,20 @@ class OverSelected:
         return self.invited.event(mechanism)
 
 
+def longest_rest(size: int, over_selection: float, population: int) -> int:
+    """Return the largest separation, at least 1, with which `PRESENT` of the clients suffice for the invitations of each round.
+
+    Arguments as of `First`, and the number of clients.
+    """
+    spare = int(PRESENT * population) - math.ceil(size * over_selection)
+    return 1 + max(0, spare) // size
+
+
 def cohort_of(name: str, numbers: Mapping[str, Any], population: int, num_rounds: int) -> Cohort:
     """Return the cohort of this name with a configuration's values.
 
     Args:
-      name: poisson, fixed, min_separation, cyclic_poisson or all.
+      name: poisson, fixed, min_separation, first, cyclic_poisson or all.
       numbers: the numbers of the configuration's group, in range; None for a value to choose here.
       population: number of clients; at least the cohort's size.
       num_rounds: of the run.
@@ -391,6 +468,11 @@ def cohort_of(name: str, numbers: Mapping[str, Any], population: int, num_rounds
             return Poisson(numbers["rate"])
         case "fixed":
             return Fixed(numbers["size"])
+        case "first":
+            size, times = numbers["size"], numbers["over_selection"]
+            separation = numbers["separation"] or longest_rest(size, times, population)
+            limit = numbers["max_participations"] or -(-num_rounds // separation)
+            return First(size, separation, limit, times, numbers["staleness"])
         case "min_separation":
             size = numbers["size"]
             limit = numbers["max_participations"] or min_participations(size, population, num_rounds)
@@ -425,7 +507,13 @@ def over_select(planned: Cohort, times: float, population: int) -> Cohort:
 
 def _invited(cohort: Cohort) -> Cohort:
     """Return the cohort that is drawn, without over-selection."""
-    return cohort.invited if isinstance(cohort, OverSelected) else cohort
+    match cohort:
+        case OverSelected():
+            return cohort.invited
+        case First():
+            return Fixed(cohort.invited)
+        case _:
+            return cohort
 
 
 def invited_size(cohort: Cohort, population: int) -> float:

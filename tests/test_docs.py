@@ -300,7 +300,7 @@ def test_checked_keys_are_neither_all_nor_none() -> None:
     assert {"num_rounds", "cohort.rate", "privacy.clipping_norm", "privacy.record.max_grad_norm"} <= keys
     assert {"learning_rate", "faults.dropout", "ledger.dir", "strategy.eta"} <= keys
     assert "privacy.epsilon" not in keys
-    assert groups["cohort"] == {"poisson", "fixed", "min_separation", "cyclic_poisson", "all"}
+    assert groups["cohort"] == {"poisson", "fixed", "min_separation", "first", "cyclic_poisson", "all"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=identity)

@@ -235,6 +235,7 @@ def test_strategy_of_single_clients_is_refused_with_its_reason() -> None:
         {"cohort": fv.Poisson(0.5)},
         {"cohort": fv.Fixed(10)},
         {"cohort": fv.MinSeparation(size=10, separation=3, max_participations=1)},
+        {"cohort": fv.First(size=5, separation=2, max_participations=2), "speed": {"sigma": 1.0}},
         {"cohort": {"name": "poisson", "rate": np.float64(0.5), "over_selection": None}},
         {"privacy": {"name": "client_central", "target_epsilon": 2}, "local_epochs": np.int64(2)},
         {"engine": {"workers": 2}, "faults": {"dropout": 0.2}},

@@ -372,6 +372,11 @@ class Ledger:
             if key_text(key) not in self._book.notes:
                 drafts.append(Draft(NOTE, key_text(key), canonical({**what, "time": _now()})))
 
+    def note_of(self, key: Key) -> dict[str, Any]:
+        """Return the note with a key; empty if there is none."""
+        with self._threads:
+            return json.loads(self._book.notes.get(key_text(key), "{}"))
+
     def act(self, kind: str, key: Key, what: Mapping[str, Any]) -> None:
         """Record a decision of a person or of the budget, without privacy cost.
 

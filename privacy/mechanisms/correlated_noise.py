@@ -140,6 +140,9 @@ class Correlation:
                     f"{self.max_participations} times, {self.separation} rounds apart; use cohort=min_separation"
                 )
                 raise Refusal("noise", "correlated", remedy)
+            if turns and turns.by_arrival and adjacency is Adjacency.REPLACE_ONE:
+                remedy = "a client's replacement may arrive in other rounds; use zero-out"
+                raise Refusal("adjacency", str(adjacency), remedy)
             return
         if not is_apart:
             remedy = f"a {sampling.name} cohort gives no client its turn every {self.cycle} rounds; use cohort=cyclic_poisson"

@@ -132,6 +132,18 @@ BEYOND: dict[str, str] = {
         ),
         "of what an owner lets a device begin, before anything is computed",
     ),
+    **dict.fromkeys(
+        (
+            "a client that rests is invited",
+            "a resumed server forgets who came first",
+            "a sum is noised before its cohort is on the ledger",
+            "whoever comes again too soon is in the sum",
+            "an update of two rounds ago is added",
+            "an answer of two rounds ago counts",
+            "arrivals are accounted for a replaced client",
+        ),
+        "of who comes first, which `audit=full` refuses: its canaries are never late",
+    ),
     "figures of held-out rows are of a model without its shapes": "of figures on public rows, which no noise hides",
     "clients evaluate a model without its shapes": EVALUATED,
     "intervals of survival curves forget who is censored": "of intervals of a model, computed after the noise",
