@@ -33,6 +33,7 @@ def text_of(status: Mapping[str, Any]) -> str:
 
 def _families(status: Mapping[str, Any]) -> Iterator[Metric]:
     """Yield the metrics of a status."""
+    yield _family(GaugeMetricFamily, "state", "State of the run.", _by({status["state"]: 1}), ("state",))
     yield _family(GaugeMetricFamily, "round", "The last finished round.", {(): status["round"]})
     yield _family(GaugeMetricFamily, "rounds_planned", "Rounds of the run.", {(): status["num_rounds"]})
     yield _family(
@@ -44,6 +45,10 @@ def _families(status: Mapping[str, Any]) -> Iterator[Metric]:
     yield _family(
         CounterMetricFamily, "invited", "Clients that rounds invited, or planned to.", {(): status["invited"]}
     )
+    text = "Seconds of the last round, with the wait for its clients."
+    yield _family(GaugeMetricFamily, "round_seconds", text, {(): status["round_seconds"]})
+    text = "Of the released model: on public held-out examples, or means of an evaluation at the clients."
+    yield _family(GaugeMetricFamily, "figure", text, _by(status["figures"]), ("figure",))
     if status["bytes"] is not None:  # None where counts would show who takes part
         yield _family(CounterMetricFamily, "replies", "Replies that were added.", {(): status["replies"]})
         for name, text in REASON_COUNTS:

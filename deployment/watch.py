@@ -78,6 +78,9 @@ class Watch:
         self._state, self._reason = "starting", ""
         self._has_trained = False  # before the first round the absent clients are printed once
         self._started, self._present = time.time(), set[int]()  # nodes that were connected at the last look
+        # The last round of this process: the seconds since the one before it, and the released model's figures.
+        self._round_began, self._seconds = time.monotonic(), 0.0
+        self._figures: Mapping[str, float] = {}
         self._stop = threading.Event()
         self._earlier_clients = earlier_clients(bundle.folder)
 
@@ -85,13 +88,15 @@ class Watch:
 
     def start(self, run: RunStart) -> None:
         """Handle the start of a run, or its resumption."""
-        self._rows = [*run.rows]
+        self._rows, self._round_began = [*run.rows], time.monotonic()
         self._look(run.audit)
         log("begins", run=run.name, after_round=len(run.rows))
 
     def round(self, end: RoundEnd) -> None:
         """Handle the end of a round."""
         self._rows.append(end.row)
+        now = time.monotonic()
+        self._round_began, self._seconds, self._figures = now, now - self._round_began, end.metrics
         self._look(end.audit)
         log("round", run=self.settings.run, **{key: end.row[key] for key in LOGGED if key in end.row})
 
@@ -135,7 +140,7 @@ class Watch:
     def status(self) -> dict[str, Any]:
         """Return the current status, as plain data."""
         presence, federation, roster = self._presence(), self._federation, self._rosters()[0]
-        rounds = rounds_of(self._rows)
+        rounds, hides_counts = rounds_of(self._rows), federation.mode.hides_counts
         return {
             "federation": self._bundle.federation,
             "run": self.settings.run,
@@ -149,8 +154,10 @@ class Watch:
             "roster": roster.version,
             "audit": None if self._audit is None else self._audit.status(),
             "clients": [self._client(member, presence) for member in roster.members],
-            "bytes": None if federation.mode.hides_counts else presence.traffic.to_json(),
-            "turned_away": {} if federation.mode.hides_counts else dict(presence.turned_away),
+            "figures": dict(self._figures),
+            "round_seconds": None if hides_counts else round(self._seconds, 3),  # longer with more clients
+            "bytes": None if hides_counts else presence.traffic.to_json(),
+            "turned_away": {} if hides_counts else dict(presence.turned_away),
         }
 
     def _client(self, member: Member, presence: Presence) -> dict[str, Any]:

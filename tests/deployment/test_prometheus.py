@@ -3,10 +3,13 @@
 from fedveil.deployment.prometheus import text_of
 from fedveil.deployment.watch import rounds_of
 
+UNSEEN = {"state": "waiting", "figures": {}, "round_seconds": None}
+
 
 def test_labels_are_escaped_and_infinity_has_its_word() -> None:
     status = {
         **dict.fromkeys(("round", "num_rounds", "invited", "replies", "abandoned", "untrue"), 0),
+        **UNSEEN,
         "clients": [],
         "dropped": {'a "b"\\\n': 1},
         "turned_away": {},
@@ -20,6 +23,6 @@ def test_labels_are_escaped_and_infinity_has_its_word() -> None:
 
 def test_prometheus_answers_before_the_first_round() -> None:
     """Nobody has replied yet, which is no secret; bytes already are the operator's."""
-    status = {**rounds_of([]), "num_rounds": 3, "clients": [], "privacy": [], "audit": None}
+    status = {**UNSEEN, **rounds_of([]), "num_rounds": 3, "clients": [], "privacy": [], "audit": None}
     text = text_of({**status, "bytes": None, "turned_away": {}})
     assert "fedveil_round 0" in text and "fedveil_replies" not in text and "fedveil_bytes" not in text

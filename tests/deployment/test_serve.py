@@ -962,6 +962,7 @@ def test_status_names_unit_and_epsilon_of_records_of_one_sum(
     show(hearts / "server", as_json=False)
     assert f"records: epsilon {budget['spent']:.3f} of 6 spent at delta 1e-05" in capsys.readouterr().out
     assert f'fedveil_epsilon_spent{{unit="record"}} {budget["spent"]}' in text_of(after)
+    assert 0 < after["round_seconds"] < 600
     unknown = text_of({**after, "privacy": before})
     assert "fedveil_epsilon_spent{" not in unknown and 'epsilon_target{unit="record"} 6.0' in unknown
     (hearts / "server" / "status.json").write_text(json.dumps({**after, "privacy": before}))
@@ -1034,7 +1035,16 @@ def test_the_page_of_a_run_that_goes_on(spring: Spring) -> None:
 def test_numbers_for_prometheus(spring: Spring) -> None:
     samples = dict(line.rsplit(" ", 1) for line in spring.metrics.splitlines() if not line.startswith("#"))
     assert samples["fedveil_round"] == "2.0" and samples["fedveil_invited_total"] == "10.0"
-    secret = ("fedveil_replies", "fedveil_dropped", "fedveil_bytes", "fedveil_turned_away")
+    assert samples['fedveil_state{state="training"}'] == "1.0"
+    figures = rows_of(spring.hearts, "spring")[1]
+    assert float(samples['fedveil_figure{figure="accuracy"}']) == figures["accuracy"]
+    secret = (
+        "fedveil_replies",
+        "fedveil_dropped",
+        "fedveil_bytes",
+        "fedveil_turned_away",
+        "fedveil_round_seconds",
+    )
     assert not [name for name in samples if name.startswith(secret)]
     assert samples["fedveil_clients_connected"] == "4.0" and samples["fedveil_clients"] == "5.0"
     assert float(samples['fedveil_epsilon_spent{unit="client"}']) > 0
