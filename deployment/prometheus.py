@@ -47,6 +47,11 @@ def _families(status: Mapping[str, Any]) -> Iterator[Metric]:
     )
     text = "Seconds of the last round, with the wait for its clients."
     yield _family(GaugeMetricFamily, "round_seconds", text, {(): status["round_seconds"]})
+    for key, text in (
+        ("invited", "Clients that the last round invited."),
+        ("replies", "Those that it added."),
+    ):
+        yield _family(GaugeMetricFamily, f"round_{key}", text, {(): status[f"last_{key}"]})
     text = "Of the released model: on public held-out examples, or means of an evaluation at the clients."
     yield _family(GaugeMetricFamily, "figure", text, _by(status["figures"]), ("figure",))
     if status["bytes"] is not None:  # None where counts would show who takes part

@@ -248,6 +248,8 @@ def rounds_of(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "round": last.get("round", 0),
         "abandoned": sum(bool(row["abandoned"]) for row in history),
         "invited": sum(row["invited"] for row in history),
+        "last_invited": last.get("invited"),
+        "last_replies": last.get("replies"),
         "replies": sum(row["replies"] for row in history) if has_replies else None,
         "dropped": drops_in(history),
         "untrue": sum(bool(row.get("untrue")) for row in history),

@@ -3,7 +3,11 @@
 from fedveil.deployment.prometheus import text_of
 from fedveil.deployment.watch import rounds_of
 
-UNSEEN = {"state": "waiting", "figures": {}, "round_seconds": None}
+UNSEEN = {
+    "state": "waiting",
+    "figures": {},
+    **dict.fromkeys(("round_seconds", "last_invited", "last_replies")),
+}
 
 
 def test_labels_are_escaped_and_infinity_has_its_word() -> None:

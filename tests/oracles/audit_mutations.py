@@ -409,6 +409,7 @@ BEYOND: dict[str, str] = {
     "the page of a run is served to other machines": TOLD,
     "a page is served to whoever rebinds a name": TOLD,
     "numbers are told to whoever rebinds a name": TOLD,
+    "the seconds of a round are told where its clients are hidden": COUNTS,
     "a page tells what its operator alone may read": COUNTS,
     "verify believes a report of answers": BOUND,
     "verify does not look for a known head": BOUND,
