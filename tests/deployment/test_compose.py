@@ -95,12 +95,19 @@ def test_hospitals_reach_the_server_alone_and_only_their_volume() -> None:
     assert "--web.listen-address=board:9090" in SERVICES["prometheus"]["command"]
 
 
-def test_what_fails_goes_on_and_nothing_depends_on_the_desk() -> None:
+def test_services_restart_and_none_depends_on_the_desk() -> None:
     assert {each["restart"] for each in SERVICES.values()} == {"on-failure"}
     assert not [name for name, each in SERVICES.items() if "desk" in each.get("depends_on", ())]
     for name in ("server", *HOSPITALS):
         role = "server" if name == "server" else "client"
-        assert SERVICES[name]["healthcheck"]["test"] == ["CMD", "fedveil", role, "status", "/bundle"]
+        assert SERVICES[name]["healthcheck"]["test"] == [
+            "CMD",
+            "fedveil",
+            role,
+            "status",
+            "/bundle",
+            "--probe",
+        ]
 
 
 def test_the_desk_gives_bundles_that_the_commands_take(tmp_path: Path) -> None:
