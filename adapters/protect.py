@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
-import re
 import uuid
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,27 +18,16 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from ..base.durable_files import open_for_owner
-from ..base.refusal import Refusal, refusing
+from ..base.refusal import Refusal
 from ..messages.flower_adapter import report_in_sentences, start_checked
 from ..messages.grids import PassingGrid
 from ..messages.wire import WEIGHT, common_content
-from ..privacy.accounting.epsilon import GATE_INTERVAL
-from ..privacy.accounting.renyi_filter import spent_epsilon
-from ..privacy.budget import Adversary, Budget, Unit, check_delta
-from ..privacy.ledger.caps import DATA_ID, NAME_LENGTH, NO_DATA_ID, POPULATION, capped, caps_on, ledger_folder
-from ..privacy.ledger.data_sets import (
-    budgets_of_records,
-    exclusive_access,
-    keep_head,
-    pending_for_population,
-    population_ledger,
-    settle,
-)
+from ..privacy.budget import Budget
+from ..privacy.ledger.caps import capped, caps_on
 from ..privacy.ledger.ledger import BudgetExhausted, Ledger
 from ..privacy.ledger.question_caps import require_purposes
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.plan import Plan
-from ..privacy.preconditions import check_adjacency, check_cohort_size, emptiness, vacuity
 from ..privacy.statistics.evaluation import EVALUATION
 from ..questions.evaluations import ClientEvaluation, events_of, means_of, noise_of, planned_half_width
 from ..questions.sums import Charge, ask_cohort
@@ -47,12 +35,19 @@ from ..questions.wire import with_evaluation
 from ..server.participants import Participants
 from ..server.private_grid import PrivateGrid
 from ..server.query_rows import name_of, row_after
-from ..server.records_plan import within_records
 from ..server.round_terms import Round, SumPrivacy
 from ..strategies.cohorts import All, Cohort, tossed_rate
 from ..strategies.registry import check_averages
+from .population_budget import (
+    ADVERSARIES,
+    check_terms,
+    fitted,
+    ledger_path,
+    open_ledger,
+    require_use,
+    round_line,
+)
 
-ADVERSARIES = (Adversary.CLIENTS, Adversary.MODEL)  # not the server, which is trusted and sees single updates
 # File next to the ledger with facts about rounds that only a trusted server may read, such as counts of replies.
 OPERATOR = ".operator.jsonl"
 # The probability that empty draws alone end a run for lack of answers is at most this times delta. The end is public and
@@ -152,9 +147,9 @@ def protect(
         raise Refusal("held_out", held_out, "must be public or private")
     if parameters is not None and parameters < 1:
         raise Refusal("parameters", parameters, "give the number of the model's parameters, at least 1")
-    if warning := _check_terms(budget, cohort, population, allow_large_delta):
+    if warning := check_terms(budget, cohort, population, allow_large_delta):
         logger.warning(warning)
-    path = _ledger_path(data_id, ledger_dir)
+    path = ledger_path(data_id, ledger_dir)
     budget = capped(path, budget)
     plan = Plan(budget.unit, budget.adjacency, cohort, clipping_norm, num_rounds, adversaries=ADVERSARIES)
     evaluating, other_events = None, []
@@ -165,35 +160,18 @@ def protect(
         other_events = events_of(evaluating.plan, len(evaluating.rounds))
     # Planned at first as if nothing was spent, so that a bad plan is refused before a folder or a ledger is made.
     plan = plan.calibrate(budget, other_events)
+    expected = cohort.expected_size(population)
     if not accept_vacuous:
-        _require_use(plan, cohort, population, parameters)
-    with refusing("ledger_dir", path.parent, "cannot be made"):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with exclusive_access(path.parent, data_id), _open_ledger(path, data_id, budget) as ledger:
-        if prior := tuple(ledger.events(Adversary.MODEL)):  # of earlier runs on this ledger
-            plan = replace(plan, filter_order=ledger.filter_order).calibrate(budget, [*prior, *other_events])
-        for shared in ledger.shared:  # budgets of single records, which sums of whole clients spend too
-            plan = within_records(plan, shared, budget, "budget", other_events)
+        require_use(plan, expected, cohort.coin, population, parameters)
+    with open_ledger(path, data_id, budget) as ledger:
+        plan = fitted(plan, budget, ledger, other_events)
         if not accept_vacuous:
-            _require_use(plan, cohort, population, parameters)
+            require_use(plan, expected, cohort.coin, population, parameters)
         privacy = SumPrivacy(plan, ledger)
         inner = PrivateGrid(Participants(grid, cohort, population, declared=True), privacy=privacy)
         protected = ProtectedGrid(inner, privacy, budget, evaluating)
         with start_checked(partial(_check_start, protected, held_out)):
             yield protected
-
-
-@contextmanager
-def _open_ledger(path: Path, data_id: str, budget: Budget) -> Generator[Ledger]:
-    """Charge what is pending, open the ledger and at the end store its head: later runs refuse an older copy."""
-    settle(path.parent, data_id, pending_for_population(path.parent, data_id), budget, POPULATION)
-    with Ledger.open(path, budget, owner=population_ledger(data_id), simulated=False) as ledger:
-        ledger.shared = budgets_of_records(path.parent, data_id, ledger.book)
-        try:
-            yield ledger
-        finally:
-            with suppress(Refusal):  # of a full disk: the earlier head remains
-                keep_head(ledger, data_id)
 
 
 # --- evaluation at the clients ---------------------------------------------------------------------------------------
@@ -260,21 +238,6 @@ def _evaluate(
 # --- the gate -----------------------------------------------------------------------------------------------------
 
 
-def _check_terms(budget: Budget, cohort: Cohort, population: int, allow_large_delta: bool) -> str | None:
-    """Refuse terms that the command line refuses too; return a warning about an allowed large delta, or None."""
-    if budget.unit is not Unit.CLIENT:
-        raise Refusal("budget.unit", str(budget.unit), "a protected grid hides whole clients; use client")
-    if population < 1:
-        raise Refusal("population", population, "give the number of clients, at least 1")
-    if cohort.turns is not None:
-        remedy = "here each round is its own release, which is costly with turns; use Poisson, Fixed or All"
-        raise Refusal("cohort", cohort.name, remedy)
-    public_count = "the population makes the number of clients public; use zero-out"
-    check_adjacency("budget.adjacency", budget.adjacency, public_count)
-    check_cohort_size(math.ceil(cohort.expected_size(population)), population)
-    return check_delta("", budget.target_delta, population, "clients", allow_large_delta)
-
-
 def _check_start(
     protected: ProtectedGrid, held_out: str, strategy: Strategy, grid: object, evaluate_fn: object
 ) -> None:
@@ -289,24 +252,6 @@ def _check_start(
     if evaluate_fn is not None and held_out == "private":
         remedy = 'the held-out data count as private; if they are public, pass held_out="public" to protect, otherwise leave it out'
         raise Refusal("evaluate_fn", getattr(evaluate_fn, "__name__", "given"), remedy)
-
-
-def _require_use(plan: Plan, cohort: Cohort, population: int, parameters: int | None) -> None:
-    """Refuse a calibrated plan whose guarantee is vacuous, or whose rounds are often empty."""
-    fault = vacuity(plan, cohort.expected_size(population), population, parameters)
-    fault = fault or emptiness(cohort.coin, population)
-    if fault is not None:
-        small = ", give parameters= of a small model" if parameters is None else ""
-        remedy = f"this guarantee {fault}; use more clients{small}, or accept it with accept_vacuous=True"
-        raise Refusal("population", population, remedy)
-
-
-def _ledger_path(data_id: str, ledger_dir: Path | str | None) -> Path:
-    """Return the path of a data set's ledger, the same in every working folder; refuse an invalid name."""
-    if not re.fullmatch(DATA_ID, data_id):
-        raise Refusal("data_id", data_id, NO_DATA_ID)
-    name = f"{POPULATION}{population_ledger(data_id)[:NAME_LENGTH]}.ledger"
-    return ledger_folder("ledger_dir", ledger_dir) / name
 
 
 # --- the rounds ---------------------------------------------------------------------------------------------------
@@ -394,12 +339,7 @@ class ProtectedGrid(PassingGrid):
         counts = {name: getattr(round_, name) for name in ("invited", "replies", "dropped")}
         with open_for_owner(ledger.path.with_name(ledger.path.stem + OPERATOR)) as file:
             file.write((json.dumps({"round": round_.number, **counts}) + "\n").encode())
-        delta, adjacency = self.budget.target_delta, self.budget.adjacency
-        events, order = ledger.events(Adversary.MODEL), ledger.filter_order
-        spent = spent_epsilon(events, delta, adjacency, order, GATE_INTERVAL)
-        planned = f"{self.grid.participants.expected:g} clients planned"
-        promised = f"{self.budget.target_epsilon:g} at delta {delta:g}"
-        logger.info("round %d: %s; epsilon %.4g of %s", round_.number, planned, spent, promised)
+        logger.info(round_line(round_.number, self.grid.participants.expected, self.budget, ledger))
 
     def _warn_of_evaluation(self) -> None:
         if not self._warned_of_evaluation:
