@@ -35,7 +35,13 @@ if TYPE_CHECKING:
 ADVERSARIES = (Adversary.CLIENTS, Adversary.MODEL)  # not the server, which is trusted and sees single updates
 
 
-def check_terms(budget: Budget, cohort: Cohort, population: int, allow_large_delta: bool) -> str | None:
+class NobodyAnswered(Exception):
+    """Run without any answer of a client: there is no model, and the reservations stay spent."""
+
+
+def check_terms(
+    budget: Budget, cohort: Cohort, population: int, allow_large_delta: bool, parameters: int | None
+) -> str | None:
     """Refuse terms that the command line refuses too; return a warning about an allowed large delta, or None.
 
     Args:
@@ -43,7 +49,10 @@ def check_terms(budget: Budget, cohort: Cohort, population: int, allow_large_del
       cohort: draws the clients of each round.
       population: number of clients, a public number.
       allow_large_delta: whether delta may be above one over the population.
+      parameters: number of the model's; None if it is not known.
     """
+    if parameters is not None and parameters < 1:
+        raise Refusal("parameters", parameters, "give the number of the model's parameters, at least 1")
     if budget.unit is not Unit.CLIENT:
         raise Refusal("budget.unit", str(budget.unit), "a private sum hides whole clients; use client")
     if population < 1:

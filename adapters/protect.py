@@ -40,6 +40,7 @@ from ..strategies.cohorts import All, Cohort, tossed_rate
 from ..strategies.registry import check_averages
 from .population_budget import (
     ADVERSARIES,
+    NobodyAnswered,
     check_terms,
     fitted,
     ledger_path,
@@ -55,10 +56,6 @@ OPERATOR = ".operator.jsonl"
 BY_CHANCE = 1e-6
 
 logger = logging.getLogger("flwr.fedveil")  # below Flower's logger, whose output users read
-
-
-class NobodyAnswered(Exception):
-    """Run without any answer of a client: there is no model, and the reservations stay spent."""
 
 
 @contextmanager
@@ -145,9 +142,7 @@ def protect(
     report_in_sentences(Refusal, NobodyAnswered)
     if held_out not in ("public", "private"):
         raise Refusal("held_out", held_out, "must be public or private")
-    if parameters is not None and parameters < 1:
-        raise Refusal("parameters", parameters, "give the number of the model's parameters, at least 1")
-    if warning := check_terms(budget, cohort, population, allow_large_delta):
+    if warning := check_terms(budget, cohort, population, allow_large_delta, parameters):
         logger.warning(warning)
     path = ledger_path(data_id, ledger_dir)
     budget = capped(path, budget)

@@ -21,6 +21,7 @@ MODULES = {
     "text": ("gguf", "tokenizers", "transformers"),
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "qr": ("segno",),
+    "nvflare": ("nvflare",),
     "timestamps": ("rfc3161_client",),
 }
 

@@ -57,6 +57,7 @@ BY_KEYWORD = {
     ("face", "simulate"),
     ("face", "ask"),
     ("adapters/protect", "protect"),
+    ("adapters/nvflare/protect_recipe", "protect_recipe"),
     ("tasks/shipped/census", "load"),
 }
 TYPES = {

@@ -117,6 +117,19 @@ LARGE = "such a draw begins above 65 536 clients, more than an audit's runs have
 BEYOND: dict[str, str] = {
     **dict.fromkeys(
         (
+            "a client of NVFLARE sends its model and not its update",
+            "a client of NVFLARE sends an update that was not clipped",
+            "a failed client of NVFLARE sends what its script wrote",
+            "a task of NVFLARE leaves before its round is reserved",
+            "a server of NVFLARE trusts that a client clipped",
+            "a client of NVFLARE counts twice in a round",
+            "a job of NVFLARE streams the metrics of its clients",
+            "clients of NVFLARE read how many answered",
+        ),
+        "of a job of NVFLARE, whose sums no audit of a run watches",
+    ),
+    **dict.fromkeys(
+        (
             "a question that its owner did not approve is answered",
             "a request that nobody decided in time still waits",
             "an approval holds for a changed run",
