@@ -23,6 +23,7 @@ MODULES = {
     "qr": ("segno",),
     "nvflare": ("nvflare",),
     "timestamps": ("rfc3161_client",),
+    "docs": ("material", "mkdocs"),
 }
 
 

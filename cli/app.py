@@ -18,6 +18,7 @@ from . import (
     audit,
     budget,
     client,
+    docs,
     export,
     generate,
     ledger,
@@ -196,5 +197,6 @@ VERBS = (
     verify.verify,
     new.new,
     doctor,
+    docs.docs,
 )
 app.registered_commands.sort(key=lambda each: VERBS.index(each.callback))

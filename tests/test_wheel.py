@@ -48,17 +48,20 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 PAGES = ("evidence/page/", "deployment/owner_page/")  # rooms with templates
+PRIVACY = ("base/py.typed", "privacy/py.typed", "privacy/ledger/export.schema.json")
 
 
 def tree() -> set[str]:
-    files = {f"fedveil/{path.name}" for path in ROOT.glob("*.py")} | {"fedveil/py.typed"}
+    documents = {path for path in (ROOT / "docs").rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    top = {*ROOT.glob("*.py"), *ROOT.glob("*.md"), ROOT / "py.typed", ROOT / "LICENSE", ROOT / "mkdocs.yml"}
+    files = {f"fedveil/{path.relative_to(ROOT).as_posix()}" for path in top | documents}
     for room in ROOMS:
         for path in (ROOT / room).rglob("*"):
             name = path.relative_to(ROOT).as_posix()
             data = room == "configs" or name.startswith("cli/templates/")
             page = name.startswith(PAGES) and path.is_file() and path.suffix != ".pyc"
             wanted = path.suffix == ".py" or (path.suffix in (".yaml", ".toml") and data) or page
-            if wanted and not name.startswith(NOT_SHIPPED):
+            if (wanted or name in PRIVACY) and not name.startswith(NOT_SHIPPED):
                 files.add(f"fedveil/{name}")
     return files
 
