@@ -48,16 +48,16 @@ from .grammar import (
 )
 from .verbs import HydraVerb
 
-for name, group, text in (
-    ("ledger", ledger.group, "Read a ledger, check its entries, export it for an auditor."),
-    ("budget", budget.group, "Cap the epsilon spent on your data; show what is spent."),
-    ("audit", audit.group, "Test the claim of a run, or any privacy claim, by measurements."),
-    ("report", report.group, "Write the report of a run: a page, JSON, a model card, a bill of materials."),
-    ("provision", provision.group, "Make the bundles of a deployed federation, and change its members."),
-    ("server", server.group, "Serve a federation of real clients."),
-    ("client", client.group, "Run a client on a device, under its owner's policy."),
+for name, group, panel, text in (
+    ("report", report.group, "Look", "Write, sign and bundle the report of a run."),
+    ("client", client.group, "Own your data", "Run a client on a device, under its owner's policy."),
+    ("budget", budget.group, "Own your data", "Cap the epsilon spent on your data; show what is spent."),
+    ("provision", provision.group, "Serve", "Make the bundles of a federation; change its members."),
+    ("server", server.group, "Serve", "Serve a federation of real clients."),
+    ("ledger", ledger.group, "Prove", "Show a ledger, check its entries, export it."),
+    ("audit", audit.group, "Prove", "Test the claim of a run, or any claim, by measurements."),
 ):
-    app.add_typer(group, name=name, help=text)
+    app.add_typer(group, name=name, help=text, rich_help_panel=panel)
 Plot = Annotated[Path | None, option("PNG", "Plot the guarantees to this file.", "--plot")]
 Accuracy = Annotated[
     bool,
@@ -100,7 +100,7 @@ def root(
 # --- runs ---------------------------------------------------------------------------------------------------------
 
 
-@verb(app, "simulate", "Train under a privacy budget.", HydraVerb, needs="simulation")
+@verb(app, "simulate", "Train under a privacy budget.", HydraVerb, needs="simulation", panel="Run")
 def simulate(
     ctx: typer.Context,
     as_json: Json = False,
@@ -129,7 +129,7 @@ def simulate(
     return body([*ctx.args, *acts(accept_vacuous, reason)], as_json, port_of(page, page_port), accept_sweep)
 
 
-@verb(app, "plan", "Show what a budget affords.", HydraVerb, needs="simulation")
+@verb(app, "plan", "Show what a budget affords.", HydraVerb, needs="simulation", panel="Run")
 def plan(ctx: typer.Context, as_json: Json = False, plot: Plot = None, accuracy: Accuracy = False) -> int:
     """Show the noise that a budget needs, and epsilon after each tenth of the rounds. Nothing is trained.
 
@@ -146,7 +146,7 @@ def plan(ctx: typer.Context, as_json: Json = False, plot: Plot = None, accuracy:
     return body(ctx.args, as_json, plot, accuracy)
 
 
-@verb(app, "compare", "Show the results of runs in one table.", needs="simulation")
+@verb(app, "compare", "Show the results of runs in one table.", needs="simulation", panel="Look")
 def compare(
     runs: Annotated[list[Path], argument("RUN", "Folders of runs or sweeps.")],
     csv: Annotated[Path | None, option("FILE", "Write one row per run as CSV.")] = None,
@@ -167,7 +167,7 @@ def compare(
 # --- this machine -------------------------------------------------------------------------------------------------
 
 
-@verb(app, "doctor", "Check this machine's installation.")
+@verb(app, "doctor", "Check this machine's installation.", panel="Look")
 def doctor(
     choices: Annotated[
         list[str] | None, argument("GROUP=OPTION", "What to try on this machine: task=, engine= or link=.")

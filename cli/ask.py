@@ -22,7 +22,7 @@ COMMON = ("count", "mean", "variance", "histogram", "quantiles", "pairs")
 WITHOUT_COLUMN = ("count", "pairs")  # pairs are about the label of a schema
 
 
-@verb(app, "ask", "Ask the clients under a privacy budget.")
+@verb(app, "ask", "Ask the clients under a privacy budget.", panel="Run")
 @options_of(inquiry=InquiryOptions, question=QuestionOptions)
 def ask(
     what: Annotated[str, argument("FILE|KIND", "YAML file of questions; or, with a column, ", words=COMMON)],

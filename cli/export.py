@@ -11,7 +11,7 @@ from ..base.bounded_decoding import format_number
 from .grammar import Json, MovedBase, allow_local_modules, app, argument, flag, option, task_keys, verb
 
 
-@verb(app, "export", "Convert a run's model for a device.", needs="client")
+@verb(app, "export", "Convert a run's model for a device.", needs="client", panel="Run")
 def export(
     run: Annotated[Path, argument("RUN", "Folder of an ended run, or a client's bundle.", file_okay=False)],
     to: Annotated[

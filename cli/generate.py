@@ -17,7 +17,7 @@ WARNING = (
 )
 
 
-@verb(app, "generate", "Let a run's language model write.")
+@verb(app, "generate", "Let a run's language model write.", panel="Run")
 def generate(
     run: Annotated[Path, argument("RUN", "Folder of an ended run, or a client's bundle.", file_okay=False)],
     text: Annotated[str, argument("TEXT", "Beginning of the text.")],

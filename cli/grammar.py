@@ -15,21 +15,24 @@ import typer
 from typer import Argument, Option
 
 from ..base.refusal import Refusal
-from .verbs import CONTEXT, HydraVerb, Verb, Verbs
+from .verbs import CONTEXT, HydraVerb, Root, Verb, Verbs
 
 T = TypeVar("T")
 DAY = "give a day as YYYY-MM-DD"
 
-GROUP: dict[str, Any] = {
-    "cls": Verbs,
+ROOT: dict[str, Any] = {
+    "cls": Root,
     "no_args_is_help": True,
     "rich_markup_mode": None,
     "add_completion": False,
     "pretty_exceptions_enable": False,
     "context_settings": CONTEXT,
 }
+GROUP: dict[str, Any] = {**ROOT, "cls": Verbs}
 app = typer.Typer(
-    help="Federated learning that keeps count of what it reveals.", subcommand_metavar="VERB", **GROUP
+    help="Federated learning that keeps count of what it reveals.",
+    subcommand_metavar="VERB",
+    **ROOT,
 )
 HYDRA: dict[str, Any] = {**CONTEXT, "allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -98,6 +101,7 @@ def verb(
     *,
     hidden: bool = False,
     needs: str | None = None,
+    panel: str | None = None,
 ) -> Any:
     """Return a decorator that declares a function as a verb.
 
@@ -108,12 +112,14 @@ def verb(
       cls: parser of the verb's words.
       hidden: whether it is the group's verb without a name, for words that name no other verb of the group.
       needs: extra without which the verb is refused; None if there is none, or it depends on the words.
+      panel: heading of the verb in the help of the whole command line, one of `verbs.PANELS`; None in a group.
     """
     settings = HYDRA if issubclass(cls, HydraVerb) else CONTEXT
 
     def declare(body: Callable[..., int]) -> Any:
         vars(body)["needs"] = needs  # `Verb` reads it
-        return of.command(name, cls=cls, context_settings=settings, short_help=short, hidden=hidden)(body)
+        keywords: dict[str, Any] = {"short_help": short, "hidden": hidden, "rich_help_panel": panel}
+        return of.command(name, cls=cls, context_settings=settings, **keywords)(body)
 
     return declare
 

@@ -41,7 +41,7 @@ SIMULATE = "fedveil simulate --config-dir . --config-name project"
 COMMANDS = {"csv": SIMULATE, "torch": SIMULATE, "sklearn": SIMULATE, "flower": "python run.py"}
 
 
-@verb(app, "new", "Create a project from a template.")
+@verb(app, "new", "Create a project from a template.", panel="Run")
 def new(
     folder: Annotated[Path, argument("FOLDER", "Folder to create.")],
     data: Annotated[

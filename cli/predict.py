@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-@verb(app, "predict", "Apply a run's model to data.")
+@verb(app, "predict", "Apply a run's model to data.", panel="Run")
 def predict(
     run: Annotated[
         Path, argument("RUN", "Folder of an ended run, an export or a client's bundle.", file_okay=False)

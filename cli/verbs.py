@@ -7,7 +7,6 @@ import inspect
 import os
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from importlib.util import find_spec
 from typing import Any, get_args, get_type_hints
 
 import click
@@ -17,6 +16,7 @@ from typer.models import ArgumentInfo
 
 from ..base.extras import require_extra
 from ..base.refusal import Refusal
+from ..configs.help import heading, shipped_text
 from ..strategies.hints import option_hint
 
 # Hydra's own flags: (names, value, help). Hydra parses them; here they are listed, completed and known as no mistakes.
@@ -36,6 +36,8 @@ HYDRA_FLAGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
 )
 NUM_FLAGS = 9  # the first of these, which the help lists
 HELP = ("-h", "--help")
+# Headings of the help of the whole command line, in its order; typer's `rich_help_panel` of a verb is one of the first.
+PANELS, OTHER = ("Run", "Look", "Own your data", "Serve", "Prove"), "Other"
 CONTEXT: dict[str, Any] = {"help_option_names": list(HELP), "max_content_width": 100}
 VOLUME = (
     click.Option(["-q", "--quiet"], is_flag=True, help="Print errors, warnings and --json only."),
@@ -82,8 +84,7 @@ class Verb(TyperCommand):
         """Write the arguments and options as two lists."""
         arguments = [each for each in self.params if isinstance(each, click.Argument)]
         _write_rows(formatter, "Arguments", [(_metavar(each), self._help(each)) for each in arguments])
-        records = [each.get_help_record(ctx) for each in self.get_params(ctx) if each not in arguments]
-        _write_rows(formatter, "Options", [*filter(None, records)])
+        _write_rows(formatter, "Options", _records(ctx))
 
     def _help(self, argument: click.Argument) -> str:
         """Return an argument's help from its declaration; click's class loses it since 8.5."""
@@ -100,8 +101,8 @@ class HydraVerb(Verb):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the verb's own options, and leave Hydra's words in `ctx.args`; with --help print the verb's part of the help.
 
-        Hydra's --help then goes to `ctx.args`, by which the body prints the keys. Unknown options are refused, except while
-        a shell completes (`resilient_parsing`).
+        The keys follow as they are shipped. Those of other overrides are composed: Hydra's --help then goes to `ctx.args`,
+        by which the body prints them. Unknown options are refused, except while a shell completes (`resilient_parsing`).
         """
         asks_help = not ctx.resilient_parsing and bool(set(args) & set(HELP))
         super().parse_args(ctx, [each for each in args if each not in HELP])
@@ -113,8 +114,8 @@ class HydraVerb(Verb):
                 raise click.NoSuchOption(name, possibilities=flags, ctx=ctx)
         if asks_help:
             click.echo(ctx.get_help())
-            if find_spec("hydra") is None:
-                click.echo("\nThe keys are shown if Hydra is installed: pip install 'fedveil[simulation]'")
+            if text := shipped_text(self.config_name, ctx.args):
+                click.echo(text)
                 ctx.exit()
             ctx.args.insert(0, "--help")
         return ctx.args
@@ -182,16 +183,12 @@ class Verbs(TyperGroup):
         return super().resolve_command(ctx, args)
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the purpose of the verbs and a line for each; of the whole command line also its usage and options."""
-        is_root = ctx.parent is None
-        formatter.write(f"usage: {_path(ctx)} VERB ...\n" if is_root else "")  # with "" a blank line follows
+        """Write the purpose of the group, and a line for each verb with its arguments."""
+        formatter.write("")  # a blank line follows
         _write_text(formatter, self.help or "")
         rows = [(_listed(leaf), leaf.command.get_short_help_str(200)) for leaf in leaves(ctx)]
         _write_rows(formatter, "", rows)
-        if is_root:
-            records = [each.get_help_record(ctx) for each in self.get_params(ctx)]
-            _write_rows(formatter, "Options", [*filter(None, records)])
-        _write_text(formatter, f"{_path(ctx)} {'VERB' if is_root else '...'} --help shows the details.")
+        _write_text(formatter, f"{_path(ctx)} ... --help shows the details.")
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Complete the verbs, and the first argument of the hidden one."""
@@ -201,6 +198,30 @@ class Verbs(TyperGroup):
             arguments = [each for each in default.params if isinstance(each, click.Argument)]
             items += arguments[0].shell_complete(ctx, incomplete) if arguments else []
         return items
+
+
+class Root(Verbs):
+    """The whole command line, whose help lists verbs and groups by what people do with them, on one screen."""
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write usage, purpose, a line for each verb and each group under the heading of its panel, and the options."""
+        formatter.write("usage: fedveil VERB ...\n")
+        _write_text(formatter, self.help or "")
+        panels: dict[str, list[tuple[str, str]]] = {}
+        width = max(map(len, self.commands))
+        for name, each in self.commands.items():
+            panel = str(getattr(each, "rich_help_panel", None) or OTHER)
+            panels.setdefault(panel, []).append((name.ljust(width), each.get_short_help_str(200)))
+        for panel in sorted(panels, key=[*PANELS, OTHER].index):
+            _write_rows(formatter, panel, panels[panel])
+        _write_rows(formatter, "Options", _records(ctx))
+        _write_text(formatter, "fedveil VERB --help shows the verb's own options, keys and an example.")
+
+
+def _records(ctx: click.Context) -> list[tuple[str, str]]:
+    """Return the options of a verb or group with their help. Typer's own method imports Rich, 0.1 s of CPU, and escapes [."""
+    options = [each for each in ctx.command.get_params(ctx) if isinstance(each, click.Option)]
+    return [*filter(None, (click.Option.get_help_record(each, ctx) for each in options))]
 
 
 def leaves(ctx: click.Context) -> list[click.Context]:
@@ -287,9 +308,9 @@ def _write_rows(formatter: click.HelpFormatter, title: str, rows: Sequence[tuple
         return
     formatter.write_paragraph()
     if title:
-        formatter.write_heading(title)
+        formatter.write(heading(f"{title}:") + "\n")
     formatter.indent()
-    formatter.write_dl([(name, text.replace("\\[", "[")) for name, text in rows], col_max=40)
+    formatter.write_dl(rows, col_max=40)
     formatter.dedent()
 
 

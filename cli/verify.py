@@ -27,7 +27,7 @@ UNBOUND_WORDS = (
 MARKS = {True: ("\u2713", "ok"), False: ("\u2717", "FAILED"), None: ("\u2013", "-")}
 
 
-@verb(app, "verify", "Check a run, a bundle or ledgers.")
+@verb(app, "verify", "Check a run, a bundle or ledgers.", panel="Prove")
 def verify(
     path: Annotated[Path, argument("PATH", "A bundle, a run folder, a ledger, or a folder of ledgers.")],
     keys: Annotated[

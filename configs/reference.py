@@ -1,42 +1,86 @@
-"""Reference of the configuration from its models: text for --help, rows for the documentation, a JSON schema.
+"""Reference of the configuration from its models: rows of --help, shipped in `help.json`, and a JSON schema.
 
 ``python -m fedveil.configs.reference`` prints the JSON schema of `fedveil simulate`, with ``server`` that of
 `fedveil server`; editors check and complete YAML files by it.
 """
 
+import hashlib
 import json
 import sys
-import textwrap
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from ..base.extensions import extension
 from ..messages.local_training import OPTIMIZERS
+from .compose import PRIMARY, compose_jobs, parse_arguments
 from .group import Group, Schema, node_at, range_of, schema_of
+from .help import Row, Rows, layout, rows_by_part
 from .schema import SimulationSettings
-
-WIDTH, COLUMN = 80, 34  # of the help: characters of a line, and the column where meanings begin
-Row = tuple[str, str, str]  # key, value and meaning
 
 
 def help_text(config: DictConfig, model: type[Group]) -> str:
-    """Return the help of a composed configuration: groups with their options, keys with their values and meanings."""
+    """Return the help of a composed configuration: in sections, groups with their options, and keys with values and meanings."""
+    return layout(help_rows(config, model))
+
+
+def help_rows(config: DictConfig, model: type[Group]) -> Rows:
+    """Return the rows of the help of a composed configuration; the row of a group stands before its keys."""
     schema = schema_of(model)
-    lines = ["\nGroups (choose one each, group=option):"]
-    lines += [
-        _entry(f"{group}=", ", ".join(sorted(each))) for group, each in sorted(options_of(schema).items())
-    ]
     values: Any = OmegaConf.to_container(config, resolve=False)
     if (name := values["optimizer"]["name"]) in OPTIMIZERS and name != "auto":
         from .optimizers import keywords_of  # imports torch
 
         values["optimizer"] = {**keywords_of(name), **values["optimizer"]}
-    lines += ["", "Keys (change any, key=value):"]
-    rows = reference_rows(schema, values)
-    lines += [_entry(f"{key}={value}", meaning) for key, value, meaning in rows if not key.endswith(".name")]
-    return "\n".join(lines)
+    rows = rows_by_part(row for row in reference_rows(schema, values) if not row[0].endswith(".name"))
+    for group, options in options_of(schema).items():
+        chosen = str((values.get(group) or {}).get("name"))
+        rows[group] = [(group, chosen, f"One of {', '.join(sorted(options))}."), *rows.get(group, ())]
+    return rows
+
+
+def shipped_rows(model: type[Group], config_name: str) -> dict[str, Rows]:
+    """Return what `help.json` has of a primary configuration: its rows, and by group=option those that differ from them."""
+    flags = ["--config-name", config_name]
+    default = help_rows(compose_jobs(parse_arguments(flags))[0].config, model)
+    shipped = {"": default}
+    for group, options in options_of(schema_of(model)).items():
+        for choice in (f"{group}={option}" for option in options):
+            (job,) = compose_jobs(parse_arguments([*flags, choice]))
+            rows = help_rows(job.config, model)
+            shipped[choice] = {
+                part: rows.get(part, [])
+                for part in {**default, **rows}
+                if rows.get(part) != default.get(part)
+            }
+    return shipped
+
+
+def shipped_json() -> str:
+    """Return the text of `help.json`, which takes half a minute."""
+    texts: dict[str, Any] = {name: shipped_rows(model, name) for name, model in _models().items()}
+    text = json.dumps({"made_from": source_digest(), **texts}, ensure_ascii=False)
+    return text.replace("]], ", "]],\n") + "\n"
+
+
+def source_digest() -> str:
+    """Return the SHA-256 of what the rows of the help come from: the YAML files, and the schemas of the models."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.yaml")):
+        digest.update(f"{file.parent.name}/{file.name}\n".encode() + file.read_bytes())
+    for model in _models().values():
+        digest.update(json.dumps(schema_of(model)).encode())
+    return digest.hexdigest()
+
+
+def _models() -> dict[str, type[Group]]:
+    """Return the model of each primary configuration."""
+    return {
+        PRIMARY: SimulationSettings,
+        "server": extension("settings", "server", "docs", "make_reference.py"),
+    }
 
 
 def options_of(schema: Schema) -> dict[str, list[str]]:
@@ -74,14 +118,6 @@ def meaning_of(schema: Schema) -> str:
 def _render(value: Any) -> str:
     """Return a value as YAML would have it, in one line."""
     return json.dumps(value) if isinstance(value, bool | tuple | None) else str(value)
-
-
-def _entry(key: str, meaning: str) -> str:
-    """Return a key and its meaning in two columns; the meaning of a long key begins in the line below."""
-    first, indent = f"  {key}", " " * COLUMN
-    first = f"{first}\n{indent}" if len(first) >= COLUMN else first.ljust(COLUMN)
-    meaning_lines = textwrap.wrap(meaning, WIDTH - COLUMN, break_on_hyphens=False)
-    return (first + f"\n{indent}".join(meaning_lines)).rstrip()
 
 
 if __name__ == "__main__":

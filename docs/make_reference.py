@@ -1,4 +1,7 @@
-"""Generator of docs/reference/: `python docs/make_reference.py` writes the pages anew from the docstrings."""
+"""Generator of docs/reference/ and of configs/help.json: `python docs/make_reference.py` writes both anew.
+
+The pages have the docstrings, and help.json the keys that --help shows.
+"""
 
 import importlib
 import inspect
@@ -308,3 +311,7 @@ if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     for file, text in pages().items():
         (FOLDER / file).write_text(text)
+    reference = importlib.import_module("fedveil.configs.reference")
+    shipped = importlib.import_module("fedveil.configs.help").FILE
+    if reference.source_digest() not in shipped.read_text(encoding="utf-8"):
+        shipped.write_text(reference.shipped_json(), encoding="utf-8")

@@ -60,7 +60,7 @@ def tree() -> set[str]:
             name = path.relative_to(ROOT).as_posix()
             data = room == "configs" or name.startswith("cli/templates/")
             page = name.startswith(PAGES) and path.is_file() and path.suffix != ".pyc"
-            wanted = path.suffix == ".py" or (path.suffix in (".yaml", ".toml") and data) or page
+            wanted = path.suffix == ".py" or (path.suffix in (".yaml", ".toml", ".json") and data) or page
             if (wanted or name in PRIVACY) and not name.startswith(NOT_SHIPPED):
                 files.add(f"fedveil/{name}")
     return files

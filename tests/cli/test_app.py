@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from shared.console import Console
 
+from fedveil.cli.app import app
+
 pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
 
 
@@ -64,14 +66,26 @@ def test_network_is_off_by_default() -> None:
 def test_help_names_every_verb(console: Console, argv: list[str]) -> None:
     code, out, _ = console(*argv)
     assert code == 0
-    for verb in ("simulate", "plan", "ledger show PATH", "audit RUN", "client request FOLDER"):
-        assert f"\n  fedveil {verb} " in out
+    for verb in app.registered_commands:
+        assert f"\n  {verb.name} " in out
+    for group in app.registered_groups:
+        assert f"\n  {group.name} " in out
+    assert "\nOther:" not in out
+
+
+def test_help_is_one_screen_with_the_runs_first(console: Console) -> None:
+    _, out, _ = console("--help")
+    lines = out.splitlines()
+    assert len(lines) <= 40 and max(map(len, lines)) <= 80
+    headings = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert headings == ["Run:", "Look:", "Own your data:", "Serve:", "Prove:", "Options:"]
+    assert lines[lines.index("Run:") + 1].startswith("  simulate ")
 
 
 def test_no_verb_is_a_mistake(console: Console) -> None:
     code, out, err = console()
     assert (code, out) == (2, "")
-    assert "fedveil simulate" in err
+    assert "\n  simulate " in err
 
 
 def test_unknown_verb_is_refused_with_the_nearest(console: Console) -> None:
@@ -98,7 +112,7 @@ def test_ledger_help_lists_its_arguments(console: Console, argv: list[str], said
 def test_help_of_a_verb_lists_groups_examples_and_keys(console: Console, verb: str) -> None:
     code, out, _ = console(verb, "--help")
     assert code == 0
-    assert "\n  engine=                         inprocess, ray\n" in out
+    assert "\n  engine=inprocess                One of inprocess, ray.\n" in out
     assert f"\n  fedveil {verb} task=heart privacy=record\n" in out
     assert f"usage: fedveil {verb} [key=value ...]" in out
     assert "\n  privacy.target_epsilon=3.0" in out
