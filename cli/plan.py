@@ -29,6 +29,7 @@ from ..privacy.budget import UNLIMITED_EPSILON, Budget
 from ..privacy.plan import Plan
 from ..run.build import build
 from ..run.display import console_for
+from ..run.promise import ROLE, meaning, recognised
 from ..run.queries import queries_of, query_events_of_unit
 from ..run.table_model import model_choice
 from ..run.unit_plan import curve, plans_of, record_epsilon, tries_of, unit_plans, warnings_for
@@ -107,6 +108,9 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget) 
     console.print(
         f"[bold]Unit: one {unit}[/bold]   {target} at delta {budget.target_delta:g}, {plan.adjacency}"
     )
+    if not unlimited:
+        share = recognised({"curve": plan.curve(budget).to_json()})
+        console.print(*meaning([ROLE[each] for each in plan.adversaries], plan.unit, share))
     over = "sensitivity" if federation.mode.records_of_unit == 1 else "clip of one example"
     console.print(
         f"noise_multiplier {plan.noise_multiplier:.4f} (noise / {over}), clip {plan.clipping_norm:g}, "

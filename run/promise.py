@@ -149,19 +149,32 @@ def sentences(rows: Sequence[Fields], ended: bool, refuted: str | None = None) -
     more = [] if ended else [GOES_ON]
     more += [refuted] if refuted else []
     others = [r["whom"] for r in rows if r["unit"] == row["unit"] and r["epsilon"] == row["epsilon"]]
-    recipients = " and ".join(filter(None, [", ".join(others[:-1]), others[-1]]))
-    percent = math.ceil(round(100 * row["recognised"], 6))
-    subject = f"{recipients[0].upper()}{recipients[1:]}"
-    first = f"{subject} can learn almost the same whether or not {row['hides']} was in the training."
-    if row["recognised"] > WEAK:
-        inference = f"{recipients} from finding out whether {row['hides']} was in the training"
-        first = f"The guarantee does not prevent {inference}."
-    units = {"client": "clients", "record": "records"}.get(row["unit"], "persons")
+    return [*meaning(others, row["unit"], row["recognised"]), *more]
+
+
+def meaning(recipients: Sequence[str], unit: str, share: float) -> tuple[str, str]:
+    """Return what a guarantee means in two sentences without symbols.
+
+    Args:
+      recipients: those from whom the unit is hidden, in words; at least one.
+      unit: a key of `HIDES`.
+      share: true positive rate of the best membership test, as of `recognised`.
+    """
+    whom, hides = (
+        " and ".join(filter(None, [", ".join(recipients[:-1]), recipients[-1]])),
+        HIDES.get(unit, unit),
+    )
+    first = (
+        f"{whom[0].upper()}{whom[1:]} can learn almost the same whether or not {hides} was in the training."
+    )
+    if share > WEAK:
+        first = f"The guarantee does not prevent {whom} from finding out whether {hides} was in the training."
+    units = {"client": "clients", "record": "records"}.get(unit, "persons")
     second = (
         f"A test that wrongly suspects {FALSE_POSITIVE * 100:.0f} of 100 {units} that were not in it finds at most "
-        f"{percent} of 100 that were, whatever else the tester knows."
+        f"{math.ceil(round(100 * share, 6))} of 100 that were, whatever else the tester knows."
     )
-    return [first, second, *more]
+    return first, second
 
 
 def privacy_so_far(run: RunFiles) -> list[dict[str, Any]]:

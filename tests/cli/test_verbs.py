@@ -17,11 +17,13 @@ from shared.runs import run_quietly
 from typer.main import get_command
 
 from fedveil.cli.app import app
+from fedveil.cli.plan import show_plan
 from fedveil.cli.verbs import CONTEXT, HYDRA_FLAGS, leaves
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.budget import Budget, Unit
 from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.run.build import build
+from fedveil.run.promise import meaning, recognised
 from fedveil.run.unit_plan import unit_plans
 from fedveil.strategies.hints import HINTS
 from fedveil.strategies.registry import reason_against
@@ -259,3 +261,20 @@ def test_a_plan_says_the_same_whether_or_not_data_are_read() -> None:
     for overrides in (["task=digits"], ["task=digits", "privacy=record"]):
         settings = settings_from_overrides([*overrides, "num_rounds=2"])
         assert unit_plans(build(settings, announced=True)) == unit_plans(build(settings))
+
+
+@pytest.mark.parametrize("epsilon", [1, 30])
+def test_a_plan_says_what_its_epsilon_means(epsilon: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """The two sentences are those of the page of a run, by the curve of the plan."""
+    settings = settings_from_overrides([f"privacy.target_epsilon={epsilon}", "num_rounds=2", "cohort=all"])
+    show_plan(settings)
+    text = " ".join(capsys.readouterr().out.split())
+    (plan,) = unit_plans(build(settings, announced=True))
+    share = recognised({"curve": plan.curve.to_json()})
+    first, second = meaning(["the other clients", "recipients of the model"], "client", share)
+    assert f"{first} {second}" in text and ("does not prevent" in text) is (epsilon == 30)
+
+
+def test_a_plan_without_a_target_says_no_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    show_plan(settings_from_overrides(["privacy.target_epsilon=null", "privacy.noise_multiplier=1"]))
+    assert "wrongly suspects" not in capsys.readouterr().out
