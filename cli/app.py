@@ -64,6 +64,8 @@ Accuracy = Annotated[
     flag("--accuracy", "Predict accuracy over epsilon, rounds and clients, from public data alone."),
 ]
 
+Advice = Annotated[bool, flag("--advise", "Ask six questions, and say which privacy= fits.")]
+
 
 def _version() -> str:
     from importlib.metadata import version
@@ -130,7 +132,13 @@ def simulate(
 
 
 @verb(app, "plan", "Show what a budget affords.", HydraVerb, needs="simulation", panel="Run")
-def plan(ctx: typer.Context, as_json: Json = False, plot: Plot = None, accuracy: Accuracy = False) -> int:
+def plan(
+    ctx: typer.Context,
+    as_json: Json = False,
+    plot: Plot = None,
+    accuracy: Accuracy = False,
+    advice: Advice = False,
+) -> int:
     """Show the noise that a budget needs, and epsilon after each tenth of the rounds. Nothing is trained.
 
     Example:
@@ -139,7 +147,12 @@ def plan(ctx: typer.Context, as_json: Json = False, plot: Plot = None, accuracy:
       fedveil plan task=heart privacy=record
       fedveil plan --plot guarantee.png
       fedveil plan --accuracy task=digits privacy=record_distributed
+      fedveil plan --advise
     """
+    if advice:
+        from .advise import advise
+
+        return advise(ctx.args)
     from .simulate import plan as body
 
     allow_local_modules()

@@ -26,7 +26,7 @@ class _Files(SimpleHTTPRequestHandler):
         """Log nothing."""
 
 
-@verb(app, "docs", "Read the documents in a browser.")
+@verb(app, "docs", "Read the documents in a browser.", panel="Look")
 def docs(
     out: Annotated[
         Path | None, option("FOLDER", "Write the site to this folder, and end.", file_okay=False)
