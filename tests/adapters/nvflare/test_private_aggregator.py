@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.clientapp import ClientApp
 from nvflare.apis.dxo import DXO, DataKind
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.fl_model import FLModel
@@ -17,10 +18,13 @@ from shared.runs import reservations
 from fedveil.adapters.nvflare.exchange import SPEC, VECTOR
 from fedveil.adapters.nvflare.private_aggregator import COUNT
 from fedveil.adapters.population_budget import NobodyAnswered
+from fedveil.adapters.protect import protect
 from fedveil.base.refusal import Refusal
 from fedveil.privacy.ledger.caps import Cap, default_folder, set_cap
 from fedveil.privacy.ledger.ledger import BudgetExhausted
 from fedveil.privacy.mechanisms.sum_spec import MIN_CELLS
+from fedveil.simulations.in_process import InProcessGrid
+from fedveil.strategies.cohorts import All
 
 
 @pytest.fixture(autouse=True)
@@ -146,6 +150,26 @@ def test_a_second_job_has_what_the_first_left(home: Path) -> None:
         with pytest.raises(Refusal, match="no task leaves"):
             server.send(START)
     assert len(reservations(ledger(home))) == 2
+
+
+def test_a_flower_app_has_what_a_job_left() -> None:
+    terms = replace(TERMS, target_epsilon=8.0)
+    with served(terms) as server:
+        model = server.round(START)
+        server.round(model)
+    grid = InProcessGrid(ClientApp(), CLIENTS, {})
+    keys = {
+        "population": CLIENTS,
+        "cohort": All(),
+        "clipping_norm": 1.0,
+        "num_rounds": 1,
+        "accept_vacuous": True,
+    }
+    with (
+        pytest.raises(Refusal, match=r"target_epsilon=8\.0: already spent"),
+        protect(grid, data_id=terms.data_id, budget=terms.budget, **keys),  # pyright: ignore[reportArgumentType]
+    ):
+        pass
 
 
 def test_more_clients_than_the_population_have_no_round(home: Path) -> None:
