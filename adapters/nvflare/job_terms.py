@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...base.refusal import Refusal
-from ...privacy.budget import Budget
+from ...privacy.budget import Adjacency, Budget, Unit
 from ...privacy.ledger.caps import capped
 from ...privacy.plan import Plan
 from ...strategies.cohorts import All
@@ -23,7 +23,7 @@ class JobTerms:
       clients: of a round, at least 1; the fixed denominator of the mean.
       num_rounds: rounds to plan for, at least 1.
       clipping_norm: L2 norm of the largest update, all parameters together.
-      target_epsilon, target_delta, adjacency: of the budget of one client, for all jobs with this `data_id`.
+      target_epsilon, target_delta, adjacency, unit: of the budget of one client, for all jobs with this `data_id`.
       ledger_dir: an absolute folder at the server; None is the default of the server's user.
       allow_large_delta: accept a delta above one over the population.
       accept_vacuous: accept a vacuous guarantee.
@@ -38,6 +38,7 @@ class JobTerms:
     target_epsilon: float
     target_delta: float
     adjacency: str = "zero-out"
+    unit: str = "client"
     ledger_dir: str | None = None
     allow_large_delta: bool = False
     accept_vacuous: bool = False
@@ -51,8 +52,8 @@ class JobTerms:
     @property
     def budget(self) -> Budget:
         """Budget of one client, within the caps that the data's owner set on this machine."""
-        budget = Budget("client", self.target_epsilon, self.target_delta, adjacency=self.adjacency)  # pyright: ignore[reportArgumentType]
-        return capped(self.path, budget)
+        unit, adjacency = Unit(self.unit), Adjacency(self.adjacency)
+        return capped(self.path, Budget(unit, self.target_epsilon, self.target_delta, adjacency))
 
     def plan(self) -> tuple[Plan, str | None]:
         """Return the plan of a job before which nothing is spent, and a warning or None; refuse invalid terms.

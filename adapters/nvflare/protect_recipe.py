@@ -80,6 +80,7 @@ def protect_recipe(
         budget.target_epsilon,
         budget.target_delta,
         str(budget.adjacency),
+        str(budget.unit),
         ledger_dir and str(ledger_dir),
         allow_large_delta,
         accept_vacuous,

@@ -133,8 +133,11 @@ def test_a_job_is_refused_where_its_recipe_is_written(home: Path) -> None:
         protect(of_numpy(), accept_vacuous=False)
     with pytest.raises(Refusal, match="population=2: a round has 3 clients"):
         protect(of_numpy(), population=2)
+    records = Budget("record", 8.0, 1e-2)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(Refusal, match=r"budget\.unit='record': a private sum hides whole clients"):
+        protect(of_numpy(), budget=records)
     with pytest.raises(Refusal, match="aggregator="):
-        protect(protect(of_numpy()))
+        protect(protect(of_numpy(), clipping_norm=1))
     assert not list(home.rglob("*.ledger"))
 
 
@@ -203,6 +206,18 @@ def test_the_job_has_filters_at_both_ends_and_no_metrics(kind: type[Recipe], hom
     assert flow["args"]["ignore_result_error"] is True
     assert not [each for each in server["components"] if "model_selector" in each["id"]]
     assert not list((home / "jobs").rglob("fedveil")), "the package is installed, and no copy is sent"
+
+
+def test_each_site_with_settings_of_its_own_has_the_filters(home: Path) -> None:
+    recipe = of_numpy()
+    recipe.set_per_site_config({f"site-{n}": {"train_args": f"--rate 0.{n}"} for n in (1, 2, 3)})
+    protect(recipe).export(str(home / "jobs"))
+    sites = [json.loads(path.read_text()) for path in (home / "jobs").rglob("config_fed_client.json")]
+    assert len(sites) == 3
+    for site in sites:
+        (data,), (result,) = site["task_data_filters"], site["task_result_filters"]
+        assert data == result and data["filters"][0]["path"].endswith("UpdateFilter")
+        assert not site["components"] and [each["tasks"] for each in site["executors"]] == [["train"]]
 
 
 def test_a_job_in_the_simulator_leaves_a_ledger_and_no_metric(home: Path) -> None:
