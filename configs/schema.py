@@ -346,7 +346,7 @@ class SimulationSettings(FederationSettings):
                 yield "engine.dtype", "the norms of examples need full precision; use float32"
             if self.engine.device == "mps":
                 yield "engine.device", "has no double precision, which norms need; use cpu"
-        if self.speed.any and self.secagg is not None:
+        if self.speed.any and self.secagg is not None and not self.cohort.by_turns:
             yield (
                 "speed",
                 "clients of encrypted sums answer in several exchanges, which have no virtual time; leave it out",

@@ -278,6 +278,9 @@ class FirstCohort(Group):
         if self.staleness and whole.compress.option != "none":
             text = "an answer to the last round is compressed by that round's draw; use compress=none, or 0"
             yield "cohort.staleness", text
+        if self.staleness and whole.secagg is not None:
+            text = "members of an encrypted sum exchange keys before they train, and a late one cannot join the next; use 0"
+            yield "cohort.staleness", text
         link = getattr(whole, "link", None)  # of a server alone
         if link and link.enough is not None:
             yield "link.enough", "cohort.size says how many answers end a round; leave it null"

@@ -8,12 +8,14 @@ from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ..base.refusal import Refusal
 from ..configs.schema import SimulationSettings
 from ..configs.training_settings import NoCompression
 from ..messages.client_settings import Encryption
 from ..populations.population import extra_of
 from ..privacy.mechanisms.compression import CompressionPlan
 from ..privacy.plan import MIN_PLAN_NOISE, Plan
+from ..privacy.sampling import NO_BOUNDS
 from ..strategies.cohorts import invited_size
 from .mode import COUNT_BOUND_BATCHES, Mode, Parts
 
@@ -125,6 +127,11 @@ class Federation(Parts):
         """Refuse a cohort whose expected size, extra clients included, is too small for an encrypted sum."""
         invited = invited_size(self.cohort, self.num_clients)
         self.check_sum(round(invited * self.num_nodes / self.num_clients))
+        if self.masking is not None and (self.cohort.turns or NO_BOUNDS).by_arrival:
+            size = self.cohort.expected_size(self.num_clients)
+            if (least := self.masking.attendance(round(invited)).least) > size:
+                remedy = f"an encrypted sum of {invited:g} needs {least}, and a round ends with {size:g}; invite fewer"
+                raise Refusal("cohort.over_selection", invited / size, remedy)
 
     def check_sum(self, clients: int) -> None:
         """Refuse an encrypted sum of too few clients to tolerate the configured dropout and collusion."""

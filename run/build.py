@@ -221,7 +221,7 @@ def check_cohort(settings: SimulationSettings, num_clients: int) -> None:
 def _check_turns(settings: SimulationSettings) -> None:
     """Refuse settings that do not suit a cohort whose clients take turns, so that its rounds are one release."""
     cohort, level = settings.cohort, sum_level(settings.privacy)
-    if settings.secagg is not None:
+    if settings.secagg is not None and not isinstance(cohort, FirstCohort):
         raise Refusal("cohort", cohort.name, "its rounds are one release; use another with encrypted sums")
     if level is None:
         remedy = "its rounds are releases on the population's ledger; protect clients as well, or use another cohort"

@@ -74,7 +74,7 @@ class Unprotected(Unnoised):
 
     choices: Choices | None = None
     round_choices: Choices | None = None
-    noise = 0.0
+    noise = noise_of_sum = 0.0
     noise_factor = norm_factor = 1.0
 
     def __init__(self, segments: tuple[Segment, ...]) -> None:
@@ -141,6 +141,11 @@ class Protected:
         """Planned noise, times the factor by which it was raised."""
         return self.plan.noise_over_clip * self.noise_factor
 
+    @property
+    def noise_of_sum(self) -> float:
+        """Standard deviation of the noise of one round's sum over the clipping norm, if it is independent of other rounds'."""
+        return self.noise * self.plan.mechanism.sensitivity
+
     def spec(self, layout: Layout, expected: float) -> SumSpec:
         """Return the public parameters of the next round's sum.
 
@@ -186,7 +191,7 @@ class Protected:
         Raises:
           AssertionError: they added less.
         """
-        if event.noise_multiplier < self.plan.noise_over_clip:
+        if event.noise_multiplier < self.plan.noise_over_clip * self.plan.mechanism.sensitivity:
             raise AssertionError("the sum has less noise than was reserved")
 
     def units(self, clients: float) -> float:

@@ -42,7 +42,7 @@ class MaskedSums:
         self, participants: Participants, account: SumAccount, masking: Masking, randomness: Randomness
     ) -> None:
         self._participants, self._account, self._randomness = participants, account, randomness
-        self._sums = SecureSums(participants.grid, masking)
+        self._sums = SecureSums(participants.grid, masking, account.arrive)
         self._faults: Counter[str] = Counter()
 
     def renew(self, masking: Masking | None) -> None:
@@ -65,7 +65,10 @@ class MaskedSums:
         """
         request = replace(request, spec=masked_spec(request.spec, self._sums.masking))
         parts, obstacle = self._parts(nodes, request)
-        ahead = upcoming() if len(parts) == 1 else ()  # parts are drawn anew in each round
+        # Parts are drawn anew in each round, and clients by arrival only once it is known who came.
+        ahead = () if len(parts) > 1 or self._participants.turns.by_arrival else upcoming()
+        if len(parts) > 1:
+            self._account.arrive(request.row, nodes)  # of some of the parts, and so of all
         enough = self._participants.due.enough
         result = Round(request.number, len(nodes), 0, {})
         weighed_sums: list[WeighedSum] = []

@@ -129,12 +129,15 @@ class RunRows:
         """Record on the ledger whose vectors are in the sum of a row, of a cohort by arrival, before the sum is noised.
 
         Raises:
-          AssertionError: the bounds on participation exclude one of them; nothing may be released.
+          AssertionError: the bounds on participation exclude one of them, or others are recorded; nothing may be released.
         """
-        if not self.turns.by_arrival:
+        recorded = self.cohorts[row - 1] if self.turns.by_arrival else nodes
+        if set(nodes) <= set(recorded):
             return
         if again := self.turns.resting(self.cohorts[: row - 1]) & set(nodes):
             raise AssertionError(f"{len(again)} clients take part again before their turn")
+        if recorded:
+            raise AssertionError("a row has one cohort")
         self.ledger.note((self.run, row, ARRIVALS), {"cohort": sorted(nodes)})
         self.cohorts[row - 1] = sorted(nodes)
 

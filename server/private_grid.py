@@ -259,7 +259,7 @@ class PrivateGrid(PassingGrid):
             request.metadata.message_type,
             spec,
             sent_layout,
-            self.account.noise,
+            self.account.noise_of_sum,
             number,
         )
         result, mean = self._sums.sum(self.current_cohort, sum_request, timeout, self._draw_ahead)

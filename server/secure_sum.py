@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from flwr.app import Message, RecordDict
@@ -80,9 +80,20 @@ class Opened:
 class SecureSums:
     """Rounds of one run, in order; the preparation of the next one is kept between two calls."""
 
-    def __init__(self, grid: Grid, masking: Masking) -> None:
-        """Prepare rounds on a grid; `masking` may be replaced: a new roster discards what was prepared under the old."""
-        self._grid, self.masking, self._enough = grid, masking, None
+    def __init__(
+        self,
+        grid: Grid,
+        masking: Masking,
+        arrive: Callable[[int, Sequence[int]], None] = lambda row, nodes: None,
+    ) -> None:
+        """Prepare rounds on a grid; `masking` may be replaced: a new roster discards what was prepared under the old.
+
+        Args:
+          grid: reaches the nodes.
+          masking: of the sums.
+          arrive: called with the row of a sum and its nodes before they are asked for the shares that open it.
+        """
+        self._grid, self.masking, self._arrive, self._enough = grid, masking, arrive, None
         self._next: Attempt | None = None  # at the next row, under preparation
         self._ahead: int | None = None  # row whose keys were exchanged in advance
         self._exchanges = 0  # of the round so far, as are the next two
@@ -173,6 +184,8 @@ class SecureSums:
             elif attempt.step >= Exchange.SURVIVORS and self._next is not None and self._next.precedes_checks:
                 self._next.advance()
                 next_attempts = [self._next] if self._next.outgoing else []
+            if attempt.server.due is Due.REVEALED:
+                self._arrive(attempt.request.row, attempt.server.alive)
             self._exchange(timeout, attempt, *next_attempts)
             attempt.advance(model)
         self._record_faults(attempt)

@@ -100,8 +100,10 @@ class ArrivingGrid(PassingGrid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Send messages outside of a round, and return their replies, whatever the clients' speeds."""
-        return self._grid.send_and_receive(messages, timeout=timeout)
+        """Send messages of an encrypted sum or outside of a round; the replies come in the order of the clients' speeds."""
+        times = self._rounds.times
+        replies = self._grid.send_and_receive(messages, timeout=timeout)
+        return sorted(replies, key=lambda reply: times.get(reply.metadata.src_node_id, 0.0))
 
     def sum_replies(self, order: Message, nodes: Sequence[int], spec: SumSpec, size: int) -> CohortSum:
         """Return the sum of the replies that come in time, each to the order that its client follows."""

@@ -156,6 +156,11 @@ class ServerAttempt:
         """Nodes whose reply to the last message is still to come."""
         return self._awaited - self._answered - self.declined.keys()
 
+    @property
+    def alive(self) -> tuple[int, ...]:
+        """Nodes whose vectors are in the sum, ascending; none before the vectors are complete."""
+        return self._alive
+
     def has(self, count: int) -> bool:
         """Return whether `count` nodes have answered validly; of the reveals, first drop those with wrong shares."""
         if self.due is Due.REVEALED and len(self._answered) >= count:

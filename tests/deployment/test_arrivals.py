@@ -17,6 +17,7 @@ from fedveil.deployment.serve import serve
 from fedveil.privacy.budget import Adversary
 from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.ledger.ledger_state import read_events
+from fedveil.run.run_files import read_object
 
 MADE = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "served.py"))
 FIRST = (
@@ -86,6 +87,19 @@ def test_first_answers_are_the_cohort_and_each_owner_charges_its_own(hearts: Pat
     assert isinstance(whole, GaussianDpEvent) and rest == [SelfComposedDpEvent(NoOpDpEvent(), 3)]
     own = [*(hearts / "clients").glob("*/state/ledgers/*.ledger")]
     assert sum(len(reservations(each)) for each in own) == 8
+
+
+def test_masked_sum_of_the_first_is_charged_with_the_noise_of_a_round(hearts: Path) -> None:
+    masked = [each for each in FIRST if not each.startswith(("privacy=", "cohort"))]
+    cohort = ("cohort=first", "cohort.size=4", "cohort.over_selection=1.25", "cohort.staleness=0")
+    argv = (*masked, "privacy=client_distributed", *cohort, "num_rounds=2", "cohort.separation=1")
+    assert served(hearts, *argv) == 0
+    assert [len(each) for each in cohorts_of(hearts).values()] == [4, 4]
+    result = read_object(hearts / "server" / "runs" / "run-1" / "result.json")
+    own = [*(hearts / "clients").glob("*/state/ledgers/client-*.ledger")]
+    charges = [each["events"]["model"] for ledger in own for each in reservations(ledger)]
+    noises = {each["noise_multiplier"] for each in charges}
+    assert len(charges) >= 8 and [*noises] == [pytest.approx(result["noise_multiplier"] * 2**0.5)]
 
 
 @pytest.mark.parametrize("killed_at", [1, 2, 3, 4, 6])

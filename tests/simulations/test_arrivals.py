@@ -24,7 +24,9 @@ from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
+from fedveil.privacy.secagg.server import Due
 from fedveil.server.accounts import Protected
+from fedveil.server.secure_sum import Attempt
 from fedveil.simulations.arrivals import ArrivingGrid, VirtualRounds, times_of
 
 SPEC = SumSpec(1.0)
@@ -197,6 +199,70 @@ def test_slow_clients_of_a_drawn_cohort_are_late(tmp_path: Path) -> None:
     assert {row["virtual_time"] for row in json_lines(tmp_path / "run" / "metrics.jsonl")} == {2.0}
 
 
+MASKED = (
+    *("task=digits", "task.num_clients=16", "num_rounds=3", "privacy=client_distributed", "batch_size=40"),
+    *(
+        "cohort=first",
+        "cohort.size=6",
+        "cohort.separation=2",
+        "cohort.over_selection=1.3",
+        "cohort.staleness=0",
+    ),
+    *("privacy.allow_large_delta=true", "privacy.target_epsilon=8", "speed.sigma=1"),
+)
+
+
+def test_members_of_a_masked_sum_are_recorded_before_it_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openings: list[tuple[int, bool]] = []
+    noises, true = set[float](), Attempt.send
+
+    def send(self: Attempt) -> None:
+        noises.add(self.request.noise_multiplier)
+        if self.server.due is Due.REVEALED:
+            cohorts = cohorts_of(tmp_path / "run")
+            row = self.request.row
+            openings.append((row, len(cohorts) == row and cohorts[-1] == list(self.server.alive)))
+        true(self)
+
+    monkeypatch.setattr(Attempt, "send", send)
+    result = run_quietly(MASKED, tmp_path / "run").result
+    assert openings == [(1, True), (2, True), (3, True)]
+    cohorts = cohorts_of(tmp_path / "run")
+    assert [len(each) for each in cohorts] == [6, 6, 6]
+    assert all(not set(one) & set(other) for one, other in itertools.pairwise(cohorts))
+    # A client takes part in two rounds, and each of them has the noise of both.
+    assert [*noises] == [pytest.approx(result["noise_multiplier"] * 2**0.5)]
+    counts = json_lines(tmp_path / "run" / "metrics.jsonl")
+    assert [(row["replies"], row["dropped"]) for row in counts] == [(6, {"not needed": 2})] * 3
+    by_adversary = {row["adversary"]: row["epsilon"] for row in result["privacy"]}
+    assert 7.9 < by_adversary["server"] == by_adversary["model"] <= 8
+
+
+def test_less_noise_than_all_rounds_of_a_client_need_opens_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Protected, "noise_of_sum", property(lambda self: self.noise))
+    with pytest.raises(AssertionError, match="less noise than was reserved"):
+        run_quietly(MASKED, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("cohort.staleness=1", "a late one cannot join the next"),
+        ("cohort.over_selection=2", "invite fewer"),
+    ],
+    ids=["staleness", "over_selection"],
+)
+def test_masked_sums_that_arrivals_cannot_have_are_refused(
+    tmp_path: Path, override: str, sentence: str
+) -> None:
+    with pytest.raises(Refusal, match=sentence):
+        run_quietly([*MASKED, override], tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
@@ -208,7 +274,6 @@ def test_slow_clients_of_a_drawn_cohort_are_late(tmp_path: Path) -> None:
         ("audit=full", "would have to arrive among the first"),
         ("tune=learning_rate", "choose another cohort"),
         ("budget.runs=2", "choose another cohort"),
-        ("privacy=client_distributed", "speed"),
     ],
     ids=lambda each: str(each).partition(" ")[0],
 )
