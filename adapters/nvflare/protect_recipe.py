@@ -21,6 +21,7 @@ from ...base.refusal import Refusal
 from ...privacy.budget import Budget
 from .job_terms import JobTerms
 from .private_aggregator import PrivateAggregator, ReservedTask
+from .quiet_executor import QuietExecutor
 from .update_filter import UpdateFilter
 
 SERVER = "server"  # NVFLARE's name of the server among a job's targets
@@ -102,6 +103,7 @@ def protect_recipe(
     for app in client_apps(job):
         for each in app.executors:
             each.tasks = [task]  # any other is unknown to the client
+            each.executor.__class__ = QuietExecutor  # with all that the recipe has set
     job.set_app_packages(
         [*job.job.app_packages, PACKAGE]
     )  # installed at each site, and not copied into the job
@@ -162,9 +164,9 @@ def _check_client(app: Any) -> None:
             remedy = "a protected job runs one script at each client, and no validator or learner; remove it"
             raise Refusal("executor", type(each.executor).__name__, remedy)
         executor: Any = each.executor
-        if executor._execution_mode != ExecutionMode.IN_PROCESS:
-            remedy = "its own process sends metrics past all filters; set launch_external_process=False"
-            raise Refusal("launch_external_process", True, remedy)
+        if executor._execution_mode == ExecutionMode.ATTACH:
+            remedy = "a protected job starts its script itself, in the client's process or in one of its own"
+            raise Refusal("execution_mode", executor._execution_mode, remedy)
         if executor._server_expected_format != ExchangeFormat.NUMPY:
             remedy = "the private sum adds arrays of NumPy; set it to ExchangeFormat.NUMPY"
             raise Refusal("server_expected_format", executor._server_expected_format.value, remedy)

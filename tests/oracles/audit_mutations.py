@@ -125,6 +125,7 @@ BEYOND: dict[str, str] = {
             "a client of NVFLARE counts twice in a round",
             "a job of NVFLARE streams the metrics of its clients",
             "clients of NVFLARE read how many answered",
+            "a script of NVFLARE with its own process streams metrics",
         ),
         "of a job of NVFLARE, whose sums no audit of a run watches",
     ),

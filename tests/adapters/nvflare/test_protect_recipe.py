@@ -17,6 +17,7 @@ from nvflare.apis.workspace import Workspace
 from nvflare.app_common.aggregators.collect_and_assemble_model_aggregator import (
     CollectAndAssembleModelAggregator,
 )
+from nvflare.app_common.executors.client_api_executor import ClientAPIExecutor, ExecutionMode
 from nvflare.app_common.filters.percentile_privacy import PercentilePrivacy
 from nvflare.app_common.np.recipes.fedavg import NumpyFedAvgRecipe
 from nvflare.app_opt.pt.recipes.fedavg import FedAvgRecipe
@@ -102,6 +103,13 @@ def with_streamed_logs() -> Recipe:
     return recipe
 
 
+def attached() -> Recipe:
+    recipe: Any = of_numpy()
+    executor = ClientAPIExecutor(execution_mode=ExecutionMode.ATTACH, attach_id="own")
+    recipe._prepare_client_apps = lambda: recipe._job.to_clients(executor, tasks=["train"])
+    return recipe
+
+
 REFUSED: dict[str, tuple[Callable[[], Recipe], str]] = {
     "scaffold": (lambda: of_torch(ScaffoldRecipe), r"workflows=\['Scaffold'\]: a protected job has one"),
     "cross-site evaluation": (with_cross_site_evaluation, r"workflows=\['FedAvg', 'CrossSiteModelEval'\]"),
@@ -111,10 +119,7 @@ REFUSED: dict[str, tuple[Callable[[], Recipe], str]] = {
     "a stop by metrics": (lambda: of_torch(stop_cond="accuracy >= 80"), "stop_cond='accuracy >= 80'"),
     "a filter": (with_filter, "filter='PercentilePrivacy': the filters of the private sum take its place"),
     "logs": (with_streamed_logs, "components=.*JobLogStreamer may send what no release covers"),
-    "a process": (
-        lambda: of_numpy(launch_external_process=True),
-        "launch_external_process=True: its own process",
-    ),
+    "attached": (attached, "execution_mode='attach': a protected job starts its script itself"),
     "tensors": (
         lambda: of_torch(server_expected_format=ExchangeFormat.PYTORCH),
         "server_expected_format='pytorch': the private sum adds arrays of NumPy",
@@ -197,7 +202,10 @@ def test_the_job_has_filters_at_both_ends_and_no_metrics(kind: type[Recipe], hom
     update = {"path": f"{room}.update_filter.UpdateFilter", "args": {"clipping_norm": 1.0}}
     chain = [{"tasks": ["train"], "filters": [update]}]
     assert client["task_data_filters"] == client["task_result_filters"] == chain
-    assert [each["tasks"] for each in client["executors"]] == [["train"]] and client["components"] == []
+    (executor,) = client["executors"]
+    assert executor["tasks"] == ["train"] and client["components"] == []
+    assert executor["executor"]["path"] == f"{room}.quiet_executor.QuietExecutor"
+    assert executor["executor"]["args"]["task_script_path"] == "client.py"
     reserved = {"path": f"{room}.private_aggregator.ReservedTask", "args": {}}
     assert server["task_data_filters"] == [{"tasks": ["train"], "filters": [reserved]}]
     (flow,) = server["workflows"]
