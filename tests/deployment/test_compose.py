@@ -179,7 +179,7 @@ def started() -> Iterator[None]:
         pytest.skip("podman-compose is not installed")
     podman("podman-compose", "down", "-v", check=False)
     needs = os.environ.get("PODMAN_BUILD_ARGS", "")
-    podman("podman-compose", f"--podman-build-args={needs}", "up", "-d", *OURS, "prometheus")
+    podman("podman-compose", f"--podman-build-args={needs}", "up", "-d", "--build", *OURS, "prometheus")
     yield
     podman("podman-compose", "down", "-v", check=False)
 
