@@ -10,6 +10,8 @@ from typing import Annotated, Any
 from ..base.bounded_decoding import format_number
 from .grammar import Json, MovedBase, allow_local_modules, app, argument, flag, option, task_keys, verb
 
+TUNED = {True: "on public data", False: "no; public data of --public tune it"}
+
 
 @verb(app, "export", "Convert a run's model for a device.", needs="client", panel="Run")
 def export(
@@ -20,8 +22,11 @@ def export(
     student: Annotated[
         str | None, option("MODULE:CLASS", "Smaller model to distil the model into; needs --public.")
     ] = None,
+    prune: Annotated[
+        str, option("SHARE", "Share of channels to cut out; weights:SHARE sets weights to zero.")
+    ] = "",
     public: Annotated[
-        Path | None, option("DATA", "Public inputs for a student: a table, tables, or a .npy file.")
+        Path | None, option("DATA", "Public inputs to train a student or a pruned model: tables or .npy.")
     ] = None,
     out: Annotated[
         Path | None, option("FOLDER", "Output folder; RUN/export/FORMAT by default.", file_okay=False)
@@ -36,21 +41,26 @@ def export(
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Write a run's model, or a smaller student of it, in the format of a runtime. Epsilon does not change.
+    """Write a run's model, a smaller student or a pruned one, in the format of a runtime. Epsilon does not change.
 
     Example:
       fedveil export runs/first --to int8
       fedveil export runs/first --to onnx --student small:Net --public pictures.npy
+      fedveil export runs/first --to onnx --prune 0.5 --public pictures.npy
       fedveil export runs/letters --to peft
       fedveil export hearts/clients/cleveland --to int8 --personal
     """
     from ..deployment.device import saved_model
     from ..export import export as exports
+    from ..export.prune import pruning_of
     from ..tasks.exported import FILES
 
     allow_local_modules()
     modules = tuple(allow_module or ())
-    order = exports.Order(to, student, public, out, modules, task_keys(base), personal, client)
+    pruning = exports.NO_PRUNING
+    if prune:
+        pruning = pruning_of(prune)
+    order = exports.Order(to, student, public, out, modules, task_keys(base), personal, client, pruning)
     if bundle := saved_model.bundle_of(run):
         folder, card = saved_model.export_saved(bundle, order)
     else:
@@ -88,11 +98,29 @@ def _facts(card: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             )
 
 
+def _removed(card: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the facts on what pruning removed, and on whether the rest was tuned."""
+    pruning = card["pruned"]
+    if pruning["what"] == "weights":
+        yield (
+            "zeros",
+            f"{pruning['zeros']:.1%} of the numbers; {card['compressed_bytes']} bytes once compressed",
+        )
+    else:
+        sizes = [
+            f"{after} of {before} of layer {name}" for name, (before, after) in pruning["layers"].items()
+        ]
+        yield "channels", ", ".join(sizes)
+    yield "tuned", TUNED[pruning["tuned"]]
+
+
 def _comparison(card: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the facts that compare an export of one file with the released model."""
     share = card["bytes"] / card["released_bytes"]
     larger = ": the program of so small a model outweighs its numbers" if share > 1 else ""
     yield "size", f"{card['bytes']} bytes, {share:.3g} of the released model's{larger}"
+    if card["pruned"]:
+        yield from _removed(card)
     yield "latency", f"{card['milliseconds_a_row']:.3g} ms per row, on one thread here"
     if card["measured_on"] is None:
         yield "agreement", "not measured: there are no public data; name some with --public"

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import timeit
 import warnings
+import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -38,10 +39,12 @@ from ..tasks.protocol import PredictingTask
 from ..tasks.shapes import SHAPES, shapes
 from ..tasks.tables import additive, released
 from .distil import check_public, distil
+from .prune import NO_PRUNING, OPTION, Pruning, pruned, settle
 
 TOLERANCE = 1e-4  # for the difference from torch, relative to the largest output (at least 1)
 NUM_ROWS, SEED = 8, 0  # random rows for the comparison, and their seed
 INT8 = 127  # the largest value; the range is symmetric about zero
+LEVEL = 9  # of zlib: zeros of a pruned model take space until a file is compressed
 REPEATS = 50  # predictions of one row, whose median time is reported
 OF_CLIENTS = "personal/client-{:03d}.safetensors"  # own models of a simulation's clients, in the run folder
 # Of a client's own model: it was trained on that client's data without noise.
@@ -63,6 +66,7 @@ class Order:
       keys: keys of the task whose values replace those of the run.
       personal: whether a client's own model is exported, which has no privacy towards whoever gets it.
       client: number of that client in a simulation; None for a device, which has one.
+      prune: what is removed of the model; public inputs tune what remains.
     """
 
     to: str
@@ -73,6 +77,7 @@ class Order:
     keys: Mapping[str, Any] = field(default_factory=dict[str, Any])
     personal: bool = False
     client: int | None = None
+    prune: Pruning = NO_PRUNING
 
 
 @dataclass(frozen=True)
@@ -134,11 +139,22 @@ def export_from(
     if order.public is not None:
         public = _read_public(source.task, source.config, order.public)
         source = replace(source, public=public)
-    model = source.model
-    if order.student is not None and source.public is not None:
+    model, entry = _smaller(source, order)
+    return target, _complete(target, lambda temporary: _write_export(temporary, model, source, order, entry))
+
+
+def _smaller(source: Source, order: Order) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the model to write: the released one, its student, or what is left of it; and the card's entry of the latter."""
+    model, entry = source.model, dict[str, Any]()
+    if order.student is not None:
         model = model_named(order.student, "--student")
+    if order.prune.share:
+        model, entry = pruned(source.model, order.prune)
+        entry["tuned"] = source.public is not None
+    if model is not source.model and source.public is not None:
         distil(source.model, model, source.public, source.classifies)
-    return target, _complete(target, lambda temporary: _write_export(temporary, model, source, order))
+    settle(model)
+    return model, entry
 
 
 def _source_of_run(run: Path, order: Order) -> Source:
@@ -214,14 +230,18 @@ def _target_folder(run: Path, task: Mapping[str, Any], order: Order) -> Path:
         raise Refusal("--to", order.to, remedy)
     if others:
         raise Refusal(f"--{others[0]}", order.keys[others[0]], f"task={task['name']} has none; leave it out")
-    if order.to not in FILES and (order.student or order.public):
-        raise Refusal("--to", order.to, "takes no student and no public inputs; leave both out")
+    if order.to not in FILES and (order.student or order.public or order.prune.share):
+        raise Refusal("--to", order.to, "takes no student, no pruning and no public inputs; leave them out")
+    if order.student and order.prune.share:
+        raise Refusal(OPTION, str(order.prune), "is of the released model; leave it out, or --student")
     if order.to == "onnx":
         require_extra("export", "--to onnx, which torch writes with onnxscript,")
     if order.student is not None and order.public is None:
         remedy = "a student learns from the model's outputs on public inputs; name them with --public"
         raise Refusal("--student", order.student, remedy)
     default_name = order.to if order.student is None else f"{order.to}-{order.student.rpartition(':')[2]}"
+    if order.prune.share:
+        default_name += f"-pruned-{str(order.prune).replace(':', '-')}"
     if order.personal:
         number = "" if order.client is None else f"{order.client:03d}-"
         default_name = f"personal-{number}{default_name}"
@@ -231,8 +251,18 @@ def _target_folder(run: Path, task: Mapping[str, Any], order: Order) -> Path:
     return folder
 
 
-def _write_export(folder: Path, model: nn.Module, source: Source, order: Order) -> dict[str, Any]:
-    """Write the released model or its student, its preprocessing and its card into an empty folder; return the card."""
+def _write_export(
+    folder: Path, model: nn.Module, source: Source, order: Order, pruning: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write a model, its preprocessing and its card into an empty folder; return the card.
+
+    Args:
+      folder: exists.
+      model: the released one, its student, or what pruning has left of it.
+      source: of the released model.
+      order: for an export.
+      pruning: entry of the card on it; empty without any.
+    """
     sample = _sample(source.task, source.public)
     exported = write_model(folder, model, order.to, sample)
     file = folder / FILES[order.to]
@@ -243,9 +273,11 @@ def _write_export(folder: Path, model: nn.Module, source: Source, order: Order) 
         "sha256": sha256_of(file),
         "released_sha256": sha256_of(source.file),
         "student": order.student,
+        "pruned": pruning,
         "classifies": source.classifies,
         "inputs": {"shape": list(sample.shape[1:]), "dtype": str(sample.dtype).removeprefix("torch.")},
         "bytes": file.stat().st_size,
+        "compressed_bytes": len(zlib.compress(file.read_bytes(), LEVEL)),
         "released_bytes": source.file.stat().st_size,
         "milliseconds_a_row": _milliseconds(exported, sample[:1].numpy()),
         **_comparison(source, exported),
@@ -278,7 +310,8 @@ def _task_with_data(run: Path, config: Mapping[str, Any], allow_modules: tuple[s
         options = {"num_clients": task["num_clients"], "seed": config.get("seed")}
         options |= {"partition": partition.pop("name", None), **partition}
         options |= {name: task.get(name) for name in ("folder", "model", "hidden", "secrets")}
-        return load_task(task["name"], {name: each for name, each in options.items() if each is not None})
+        options = {name: each for name, each in options.items() if each is not None}
+        return load_task(task["name"], options, allow_modules)
     _, form = released(run, task)
     names = ("folder", "encoding", "simulated", "held_out_share", "held_out_file", "person")
     options = form | {name: task[name] for name in names if task.get(name) is not None}
@@ -286,7 +319,7 @@ def _task_with_data(run: Path, config: Mapping[str, Any], allow_modules: tuple[s
         if not Path(options[name]).exists():
             del options[name]
     options["group_equal_rows"] = not read_object(run / SAVED).get(SINGLY)  # as the run held out rows
-    return load_task("csv", options)
+    return load_task("csv", options, allow_modules)
 
 
 def _classifies(task: Task, metrics: Mapping[str, float]) -> bool:
