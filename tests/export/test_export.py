@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from fedveil.__main__ import run as fedveil
 from fedveil.base.refusal import Refusal
 from fedveil.export.distil import distil
 from fedveil.export.export import Order, _classifies, export, rounded, trace, write_model
+from fedveil.export.prune import Pruning
 from fedveil.tasks import numpy_model
 from fedveil.tasks.exported import FILES, FORMAT, read_export
 from fedveil.tasks.other_model import model_named
@@ -334,7 +336,7 @@ class Tenth(nn.Sequential):
 
 
 @pytest.mark.campaign
-def test_student_of_an_eighth_and_int8_lose_little(tmp_path: Path) -> None:
+def test_student_and_cuts_of_an_eighth_and_int8_lose_little(tmp_path: Path) -> None:
     np.save(tmp_path / "public.npy", digits()[0][3000:4000])
     names, run = [__name__], tmp_path / "run"
     fv.simulate(
@@ -342,16 +344,22 @@ def test_student_of_an_eighth_and_int8_lose_little(tmp_path: Path) -> None:
         cohort=fv.Poisson(0.25), num_rounds=60, local_epochs=3, learning_rate=0.1, folder=run, quiet=True,
     )  # fmt: skip
     lost: dict[str, float] = {}
-    for to, student, most in (("int8", None, 0.002), ("safetensors", "Tenth", 0.01), ("int8", "Tenth", 0.01)):
-        target = None if student is None else f"{__name__}:{student}"
-        public = None if student is None else tmp_path / "public.npy"
-        _, card = export(run, Order(to, target, public, allow_modules=(__name__,)))
+    public, tenth = tmp_path / "public.npy", f"{__name__}:Tenth"
+    for order, most in (
+        (Order("int8"), 0.002),
+        (Order("safetensors", tenth, public), 0.01),
+        (Order("int8", tenth, public), 0.01),
+        (Order("safetensors", public=public, prune=Pruning(0.75)), 0.01),
+        (Order("int8", public=public, prune=Pruning(0.75)), 0.01),
+    ):
+        to, student = order.to, f"{order.student}{order.prune}"
+        _, card = export(run, replace(order, allow_modules=(__name__,)))
         was, now = (card["metrics"][name]["accuracy"] for name in ("released", "exported"))
         print(
             f"{to} {student}: {card['bytes']} of {card['released_bytes']} bytes, {was:.3f} -> {now:.3f}, agreement {card['agreement']:.3f}"
         )
         lost[f"{to} {student}"] = was - now - most
-        assert student is None or card["bytes"] <= card["released_bytes"] / 8
+        assert order.public is None or card["bytes"] <= card["released_bytes"] / 8
     assert max(lost.values()) <= 1e-9, lost
 
 

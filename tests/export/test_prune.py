@@ -188,7 +188,7 @@ def test_the_smallest_weights_of_all_matrices_become_zero() -> None:
 
 
 @pytest.mark.parametrize("what", ["channels", "weights"])
-def test_what_is_left_learns_from_the_released_model(what: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pruned_model_learns_from_the_released_one(what: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedveil.export.distil.STEPS", 150)
     torch.manual_seed(0)
     model, inputs = Hidden().eval(), torch.randn(400, 64)
