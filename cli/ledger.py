@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +21,10 @@ from .grammar import GROUP, Head, Json, argument, flag, option, read, verb
 if TYPE_CHECKING:
     from ..privacy.ledger.ledger import Entry, Verification
     from ..privacy.ledger.ledger import Head as EntryHead
+    from ..run.audit_trail import TrailRow
 
 DAMAGED = 1
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # beginnings of formulas (OWASP, CSV injection)
 COMPANIONS = (".lock", ".json", "-wal", "-shm")  # suffixes of files beside ledgers
 group = typer.Typer(**GROUP)
 
@@ -39,34 +41,68 @@ def show(
     ] = None,
     purpose: Annotated[str | None, option("TEXT", "Only releases whose purpose contains this.")] = None,
     as_json: Json = False,
+    as_csv: Annotated[bool, flag("--csv", "Write one row for each entry as CSV, for an auditor.")] = False,
 ) -> int:
-    """Show the entries of a ledger in sentences, the newest run first: releases, refusals, decisions, closes.
+    """Show the entries of a ledger in sentences, the newest last: releases, refusals, decisions, closes.
 
     Example:
       fedveil ledger show first/ledger
+      fedveil ledger show first/ledger --csv
     """
-    from ..privacy.ledger.caps import NAME_LENGTH
     from ..privacy.ledger.ledger import read_entries
-    from ..run.display import hanging
+    from ..run.audit_trail import COLUMNS, audit_trail
 
+    if as_json and as_csv:
+        raise click.UsageError("--json and --csv exclude each other", click.get_current_context())
+    raw: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     for ledger in ledgers_in(path):
         entries = read_entries(ledger)
-        identity = json.loads(entries[0].payload)
-        if unit not in (None, identity["unit"]):
+        if unit not in (None, json.loads(entries[0].payload)["unit"]):
             continue
-        selection = [entry for entry in entries if _matches(entry, run, purpose)]
-        rows += [entry._asdict() for entry in selection]
+        selection = {entry.seq for entry in entries if _matches(entry, run, purpose)}
         if as_json:
+            raw += [entry._asdict() for entry in entries if entry.seq in selection]
             continue
-        title = f"{ledger}: {identity['unit']} level, {identity['adjacency']}, owner {str(identity['owner'])[:NAME_LENGTH]}"
-        head = f"head {entries[-1].seq} {entries[-1].hash[:16]}"
-        print(hanging("", f"{title}; {head}"))
-        for lead, line in _by_run(selection):
-            print(hanging(lead, line))
+        trail = [row for row in audit_trail(entries) if row.entry.seq in selection]
+        if as_csv:
+            rows += [{"ledger": str(ledger), **row.cells()} for row in trail]
+        else:
+            _print(ledger, entries, trail)
     if as_json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps(raw, indent=1))
+    if as_csv:
+        import csv
+
+        table = csv.DictWriter(sys.stdout, ("ledger", *COLUMNS), lineterminator="\n")
+        table.writeheader()
+        table.writerows({name: _as_text(value) for name, value in row.items()} for row in rows)
     return 0
+
+
+def _as_text(value: Any) -> Any:
+    """Return a cell that a spreadsheet shows and does not compute: a text from a ledger may begin as a formula does."""
+    from ..run.display import visible
+
+    if not isinstance(value, str):
+        return value
+    return f"'{visible(value)}" if value.startswith(FORMULA) else visible(value)
+
+
+def _print(ledger: Path, entries: Sequence[Entry], trail: Sequence[TrailRow]) -> None:
+    """Print the head of a ledger, and the rows of its audit trail under a heading for each run."""
+    from ..privacy.ledger.caps import NAME_LENGTH
+    from ..run.audit_trail import by_run, sentence
+    from ..run.display import hanging
+
+    identity = json.loads(entries[0].payload)
+    title = f"{ledger}: {identity['unit']} level, {identity['adjacency']}, owner {str(identity['owner'])[:NAME_LENGTH]}"
+    print(hanging("", f"{title}; head {entries[-1].seq} {entries[-1].hash[:16]}"))
+    for heading, rows in by_run(trail):
+        if heading:
+            print(hanging("", heading))
+        for row in rows:
+            print(hanging(f"  {row.entry.seq:>5}  {row.time[:19]}  ", sentence(row)))
 
 
 def ledgers_in(path: Path) -> list[Path]:
@@ -93,95 +129,6 @@ def _matches(entry: Entry, run: str | None, purpose: str | None) -> bool:
 
     entry_purpose = str(json.loads(entry.payload).get("purpose", ""))
     return run_of(entry).startswith(run or "") and (purpose or "") in entry_purpose
-
-
-def _by_run(entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
-    """Yield a line for each run, the newest first, and one for each of its entries, each as (indent with number, text).
-
-    A commit or void has no line, but is part of that of its release.
-    """
-    from ..privacy.ledger.acts import CAPS, DECISIONS, ROSTERS
-    from ..privacy.ledger.ledger_state import COMMIT, VOID, run_of
-
-    runs: dict[str, list[Entry]] = {}
-    for entry in entries:
-        runs.setdefault(run_of(entry), []).append(entry)
-    settled = {entry.key: entry for entry in entries if entry.kind in (COMMIT, VOID)}
-    for run, run_entries in sorted(runs.items(), key=lambda item: -item[1][-1].seq):
-        payloads = [json.loads(entry.payload) for entry in run_entries]
-        purposes = sorted({str(each["purpose"]) for each in payloads if "purpose" in each})
-        if run:
-            what = f"run {run}" if run not in (CAPS, ROSTERS, DECISIONS) else "decisions of the data's owner"
-            yield "", what + (f", for {', '.join(purposes)}" if purposes else "")
-        for entry, payload in zip(run_entries, payloads, strict=True):
-            if entry.kind not in (COMMIT, VOID):
-                lead = f"  {entry.seq:>5}  {payload.get('time', '')[:19]}  "
-                yield lead, _sentence(entry, payload, settled)
-
-
-def _sentence(entry: Entry, payload: dict[str, Any], settled: Mapping[str, Entry]) -> str:
-    """Return an entry in a sentence; `payload` is its own, and `settled` has the commits and voids by key of the release."""
-    from ..privacy.ledger.acts import ACTS, REFUSAL
-    from ..privacy.ledger.ledger_state import CLOSE, OPEN, RESERVE
-    from ..server.query_rows import FIRST_ROW
-
-    _, row, mechanism = json.loads(entry.key) if entry.key else ("", 0, "")
-    number = row % FIRST_ROW  # the round; rows of queries are FIRST_ROW and more beyond it
-    if entry.kind == OPEN:
-        return "The ledger was created."
-    if entry.kind == RESERVE:
-        return f"Round {number}, {mechanism}: {_charged(payload)}; {_outcome(settled.get(entry.key))}."
-    if entry.kind == CLOSE:
-        return f"The run was closed, {payload['status']}, with manifest {payload['manifest'][:16]}."
-    if entry.kind == REFUSAL:
-        return f"Round {number} was refused at no cost: {payload['reason']}."
-    if entry.kind in ACTS:
-        return f"{entry.kind.capitalize()} by {payload['who'] or 'an unknown person'}{_detail(payload)}: {payload['reason'] or 'no reason given'}."
-    fields = ", ".join(f"{name} {value}" for name, value in payload.items() if name != "time")
-    return f"Noted in round {number}, {mechanism}: {fields}."
-
-
-def _charged(payload: dict[str, Any]) -> str:
-    """Return the charge of a reservation in clauses: events with adversaries, arm, source of noise, order of the filter."""
-    by_event: dict[str, list[str]] = {}
-    for adversary, event in payload["events"].items():
-        by_event.setdefault(format_event(event), []).append(adversary)
-    clauses = [f"{event} against the {' and the '.join(names)}" for event, names in by_event.items()]
-    if arm := payload.get("arm"):
-        clauses.append(f"arm {arm['arm']} of {arm['arms']}")
-    clauses.append(f"rng {payload['rng']}")
-    if order := payload.get("filter_order"):
-        clauses.append(f"chosen adaptively, filter at order {order:g}")
-    return "; ".join(clauses)
-
-
-def _outcome(settled: Entry | None) -> str:
-    """Return what became of a reservation, from its commit or void; `settled` is None if it has neither."""
-    from ..privacy.ledger.ledger_state import COMMIT
-
-    if not settled:
-        return "reserved, and spent whether or not it was released"
-    return "released" if settled.kind == COMMIT else f"given back: {json.loads(settled.payload)['proof']}"
-
-
-def _detail(payload: dict[str, Any]) -> str:
-    """Return the object of a person's decision: a roster's version, or a cap; empty for any other."""
-    if "version" in payload:
-        return f", version {payload['version']}"
-    if "verdict" in payload:
-        return f" ({payload['role']}): {payload['kind']} {payload['name']} {payload['verdict']}"
-    if "target_epsilon" not in payload:
-        return ""
-    until = f" until {payload['until']}" if payload["until"] else ""
-    return f" to epsilon {payload['target_epsilon']:g} at delta {payload['target_delta']:g}{until}, {payload['decided']}"
-
-
-def format_event(event: dict[str, Any]) -> str:
-    """Return an event of a ledger as short text, such as ``Poisson(0.25, Gaussian(3.2192))``."""
-    kind, inner = str(event["kind"]), event.get("event")
-    numbers = [f"{v:.5g}" for v in event.values() if isinstance(v, int | float) and not isinstance(v, bool)]
-    parts = numbers + ([format_event(inner)] if isinstance(inner, dict) else [])
-    return f"{kind.removesuffix('Sampled')}({', '.join(parts)})"
 
 
 @verb(group, "verify", "Check every hash; recompute epsilon.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -195,7 +196,7 @@ class Workbench:
         simulated = self.task.simulated and settings.device is None
         path = record.ledger_path(name)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return Ledger.open(
+        ledger = Ledger.open(
             path,
             record.terms.budget,
             owner=name,
@@ -203,6 +204,9 @@ class Workbench:
             durable=not simulated,
             wait=LEDGER_WAIT_SECONDS,
         )
+        origin = json.loads(record.origin)
+        ledger.purpose, ledger.origin = origin.pop("purpose", None), origin
+        return ledger
 
 
 def _own_layers() -> Any:

@@ -28,6 +28,7 @@ from ..privacy.ledger.ledger_state import (
 )
 from ..privacy.ledger.ledger_state import verify as verify_ledger
 from ..privacy.ledger.question_caps import QUESTION, ledger_questions
+from ..run.audit_trail import audit_trail, by_run, sentence
 from ..run.run_files import Fields, RunFiles
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ TRAINING = "private_sum"
 EVALUATION = " evaluation"  # suffix of a run's name, in the names of its clients' evaluations on ledgers
 DECIMALS = 4  # of epsilons that are composed again; rounded up
 MAX_RUNS = 40  # number of last runs whose epsilon is composed; that of earlier ones is None
+MAX_TRAIL = 40  # last entries that the time line has; fedveil ledger show has all
 MARKS = 12  # intervals of a plan's curve
 
 
@@ -59,6 +61,7 @@ def ledger_history(run: RunFiles) -> dict[str, Any] | None:
         "refusals": _refusals(run),
         "releases": _releases(run.entries),
         "acts": _acts(run.entries),
+        "trail": _trail(run.entries),
         "close": _close(run),
         "events": _events(run),
         "questions": questions_on(run.entries, run.name),
@@ -276,6 +279,20 @@ def _acts(entries: Sequence[Entry]) -> list[dict[str, Any]]:
             act = {"seq": entry.seq, "kind": entry.kind, "time": payload.get("time")}
             acts.append({**act, "who": payload.get("who"), "why": payload.get("reason")})
     return acts
+
+
+def _trail(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Return the last entries of the ledger in sentences, by run, that with the newest entry last."""
+    rows = audit_trail(entries, MAX_TRAIL)[-MAX_TRAIL:]
+    return [
+        {
+            "run": heading or None,
+            "rows": [
+                {"seq": row.entry.seq, "time": row.time or None, "said": sentence(row)} for row in of_run
+            ],
+        }
+        for heading, of_run in by_run(rows)
+    ]
 
 
 def _events(run: RunFiles) -> list[dict[str, Any]]:

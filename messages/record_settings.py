@@ -23,6 +23,7 @@ class RecordPrivacy:
       ledgers: name of each client's ledger, in the clients' order; () if the names are fingerprints of the data.
       noise_by_ledger: pairs (ledger name, noise_multiplier) for ledgers with entries before the run.
       clients_per_person: largest number of clients in a simulation that train on one person; None sets no limit.
+      origin: of the run, for the ledgers, as JSON with the purpose.
     """
 
     terms: RecordTerms
@@ -33,6 +34,7 @@ class RecordPrivacy:
     ledgers: tuple[str, ...] = ()
     noise_by_ledger: tuple[tuple[str, float], ...] = ()
     clients_per_person: int | None = None
+    origin: str = "{}"
 
     def numbers(self, client: int, clients: int) -> tuple[int, Sequence[int]]:
         """Return the number of a client and the numbers of all clients, for the choice of each person's clients."""

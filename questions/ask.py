@@ -30,6 +30,7 @@ from ..run.acts import write_accepted
 from ..run.client_instructions import task_options
 from ..run.files import OF_RECORDS, OPERATOR
 from ..run.opening import close_ledger, lock_records, open_ledger
+from ..run.origin import origin_of
 from ..run.queries import Reach
 from ..server.participants import Participants
 from .question_plan import Spend, budget_of, check_resolution, question_plan, require_answer
@@ -139,7 +140,7 @@ def _ledger(federation: Federation, inquiry: Inquiry, plan: Plan, folder: Path) 
     home = folder / OF_RECORDS if inquiry.unit is Unit.RECORD else folder  # a ledger is of one unit
     ledger = open_ledger(federation, home, budget)
     try:
-        ledger.purpose = inquiry.why or None
+        ledger.purpose, ledger.origin = inquiry.why or None, origin_of(federation)
         require_all_rounds(ledger, plan, inquiry)
         write_accepted(federation, inquiry.name, ledger)
         yield ledger

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from ..modes.federation import Federation, mode_of
 from ..populations.population import extra_of
 from ..tasks import DEALT, GROUP_EQUAL_ROWS, HELD_ALONE, HELD_BACK, PLANTED
 from .files import PERSONAL
+from .origin import origin_of
 from .prepared_run import Run
 from .queries import queries_of, query_events
 
@@ -31,7 +33,7 @@ def question_settings(federation: Federation, folder: Path) -> ClientSettings:
     settings = _plain_settings(federation, folder)
     if not federation.population.reads_data:
         return settings
-    return federation.mode.instruct_for_question(settings, folder)
+    return _with_origin(federation, federation.mode.instruct_for_question(settings, folder), None)
 
 
 def client_settings(
@@ -55,7 +57,16 @@ def client_settings(
     settings = _plain_settings(federation, folder)
     if not federation.population.reads_data:
         return settings
-    return federation.mode.instruct(settings, folder, rounds, resumed, partial(query_events, federation))
+    settings = federation.mode.instruct(settings, folder, rounds, resumed, partial(query_events, federation))
+    return _with_origin(federation, settings, federation.settings.purpose)
+
+
+def _with_origin(federation: Federation, client: ClientSettings, purpose: str | None) -> ClientSettings:
+    """Return the clients' settings with what their ledgers say of the run; other settings where there are no such ledgers."""
+    if client.record is None:
+        return client
+    origin = json.dumps({**origin_of(federation), "purpose": purpose})
+    return replace(client, record=replace(client.record, origin=origin))
 
 
 def with_task_of(federation: Federation, client: ClientSettings) -> ClientSettings:

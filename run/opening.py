@@ -18,6 +18,7 @@ from ..server import noise_key
 from ..server.round_terms import SumPrivacy
 from .acts import require_use, write_acts
 from .observer import Observer, begin
+from .origin import origin_of
 from .prepared_run import Run
 from .queries import later_events, queries_of
 from .saved import write_start
@@ -52,7 +53,7 @@ def opened(run: Run, ask: Callable[[Run], Run]) -> Generator[tuple[Run, Observer
         if not run.resumed:
             require_use(federation, planned[0])
     ledger = open_ledger(federation, run.folder, budget, run.checkpoint.head)
-    ledger.purpose = federation.settings.purpose
+    ledger.purpose, ledger.origin = federation.settings.purpose, origin_of(federation)
     try:
         plan, spent = planned or _planned(run, ledger)
         privacy = _privacy(run, ledger, budget, plan)

@@ -44,6 +44,7 @@ from .log_file import LogFile, written_by
 from .machine_time import machine_time, time_since
 from .observer import Demand
 from .opening import lock_records, opened
+from .origin import origin_of
 from .prepare import make_strategy_of, prepare
 from .prepared_run import NEW_RUN, Run
 from .progress import Progress, keep, read_progress, record_round
@@ -259,6 +260,8 @@ def _run_rounds(
     rounds = _Rounds(progress, private, environment, callbacks)
     if progress.meter.counts and federation.seed is not None:
         rounds.count_earlier()
+    if run.ledger is not None:
+        run.ledger.origin = origin_of(federation, progress.state.arrays)
     order, down = environment.order(run), federation.settings.compress.down
     loop = Loop(
         strategies=strategies,

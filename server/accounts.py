@@ -13,17 +13,20 @@ import numpy as np
 from dp_accounting.dp_event import GaussianDpEvent
 
 from ..base.refusal import Refusal
+from ..messages.model_difference import hash_of
 from ..messages.wire import CANARY_RECORDS, WEIGHT, Layout
 from ..privacy.accounting.events import gaussian_scale
 from ..privacy.adaptation import Choices
 from ..privacy.arms import Arm
 from ..privacy.budget import Release, Unit
+from ..privacy.ledger.ledger import Key
 from ..privacy.mechanisms.private_sum import Vector
 from ..privacy.mechanisms.released_sum import ReleasedSum, RoundCohort
 from ..privacy.mechanisms.sum_spec import TRAINING, UPDATE, Segment, SumSpec, cells_for
 from ..privacy.plan import Plan
 from ..strategies.cohorts import Cohort
 from ..strategies.record_plan import PoissonBatches
+from .checkpoint import Arrays
 from .noise_rows import Rows
 from .round_terms import Mean, SumPrivacy
 
@@ -93,6 +96,9 @@ class Unprotected(Unnoised):
     def settle(self, number: int, row: int, cohort: Sequence[int], mean: Mean) -> None:
         """Commit nothing."""
 
+    def record_model(self, arrays: Arrays) -> None:
+        """Record nothing."""
+
 
 @dataclass
 class Protected:
@@ -122,6 +128,7 @@ class Protected:
     def __post_init__(self) -> None:
         self.choices = self.privacy.adaptation.first(self.privacy.plan)
         self._noise = self.privacy.plan.mechanism.noise(self.rows.stream_of)
+        self._last: Key | None = None  # of the last settled release
 
     @property
     def round_choices(self) -> Choices:
@@ -229,6 +236,12 @@ class Protected:
         """Commit the row's charge, and make the next choices. The commit may be written with the next reservation."""
         self.privacy.ledger.commit(self._release(row, cohort).key, durable=False)
         self.choices = self.privacy.adaptation.next(self.choices, number, mean.scalars)
+        self._last = self._release(row, cohort).key
+
+    def record_model(self, arrays: Arrays) -> None:
+        """Add the hash of the model after the last settled row to its commit; it is post-processing of what was charged."""
+        if self._last is not None:
+            self.privacy.ledger.describe(self._last, {"model": hash_of(arrays)})
 
     def _release(self, row: int, cohort: Sequence[int]) -> Release:
         """Return the row's release: `reserve` writes it, and `settle` names it again for the commit."""

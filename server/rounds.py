@@ -179,6 +179,7 @@ def _run_round(grid: PrivateGrid, loop: Loop, state: State) -> tuple[State, Endi
     means = views(only_arrays(replies[0].content)) if replies and loop.buffers else {}
     merged = _merge(before, aggregated(strategy, number, replies), means, loop.buffers)
     del replies
+    grid.account.record_model(merged)
     average = state.average
     if loop.average_after is not None and number > loop.average_after:
         average = average.plus(merged)

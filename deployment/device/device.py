@@ -114,7 +114,10 @@ class Device:
     @property
     def ledger(self) -> DeviceLedger:
         """Ledger of the device's releases as a client."""
-        return DeviceLedger(self.ledgers, self.settings.device or "", self.bundle.policy.cap)
+        roster = self.bundle.identity.roster
+        in_force = {"version": roster.version, "hash": roster.hash.hex()}
+        origin = {"who": f"server of {self.bundle.settings.federation}", "roster": in_force}
+        return DeviceLedger(self.ledgers, self.settings.device or "", self.bundle.policy.cap, origin)
 
     @property
     def memory(self) -> Path:

@@ -8,11 +8,11 @@ a client is charged to its records too, on their ledger or, before there is one,
 
 import json
 import logging
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ...base.refusal import Refusal
 from ...client.private_update import NotTrained
@@ -60,11 +60,13 @@ class DeviceLedger:
       folder: of the device's ledgers; it must exist.
       device: name of the device, 64 hexadecimal digits.
       cap: the owner's; `caps.json` in the folder may lower it.
+      origin: whose rounds are charged, and the roster in force; empty for the owner's own entries.
     """
 
     folder: Path
     device: str
     cap: Cap
+    origin: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def path(self) -> Path:
@@ -220,7 +222,7 @@ class DeviceLedger:
         except Refusal as refusal:  # a full disk, a damaged file
             logger.error("%s", refusal)
             raise NotTrained(NOT_READY) from refusal
-        ledger.purpose, ledger.caps = purpose, (self.cap,)
+        ledger.purpose, ledger.origin, ledger.caps = purpose, self.origin, (self.cap,)
         try:
             for key, fields in cap_acts(path):  # the owner's decisions in `caps.json`
                 ledger.act(CAP, key, fields)

@@ -1,5 +1,6 @@
 """Record-level privacy on a device, planned for each run from the owner's records and what is left of their budget."""
 
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -75,7 +76,9 @@ class RecordPlanner:
             logger.warning("%s", ended)
             raise NotTrained(BUDGET_SPENT) from ended
         owners_terms = replace(terms, target_epsilon=budget.target_epsilon, target_delta=budget.target_delta)
-        privacy = RecordPrivacy(owners_terms, (), str(self.ledger.folder))
+        privacy = RecordPrivacy(
+            owners_terms, (), str(self.ledger.folder), origin=json.dumps(self.ledger.origin)
+        )
         try:  # what is planned must fit beside earlier releases of the whole client
             self.ledger.charge_records(budget)
         except Refusal as refusal:

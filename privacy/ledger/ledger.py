@@ -141,10 +141,14 @@ class Ledger:
         self._budget = budget  # before the owner's caps
         self._resources = resources
         self.purpose: str | None = None
+        self.origin: Mapping[
+            str, Any
+        ] = {}  # of the next run's releases: who began it, on which data and model
         self.caps: tuple[Cap, ...] = ()
         self.shared: tuple[SharedBudget, ...] = ()
         self._threads = threading.RLock()  # held by a thread of this process while it reads or writes
-        self._pending: dict[str, None] = {}  # keys of commits that are still to be written, in their order
+        # By key, what is said in commits that are still to be written, in their order.
+        self._pending: dict[str, dict[str, Any]] = {}
 
     @classmethod
     def open(
@@ -258,7 +262,8 @@ class Ledger:
                     each.require(release)
                 for each in self.shared:
                     each.add(release)
-                drafts.append(Draft(RESERVE, key, _payload(release, events, budget, self.purpose)))
+                origin = self._new_origin(release.run)
+                drafts.append(Draft(RESERVE, key, _payload(release, events, budget, self.purpose, origin)))
             else:
                 _require_same(release, earlier, events)
         return self._book.releases[key].entry
@@ -331,9 +336,20 @@ class Ledger:
             if booked.state is ReleaseState.VOID:
                 raise Refusal("key", key, "was voided: nothing of it may leave; reserve a new key")
             if booked.state is ReleaseState.RESERVED:
-                self._pending[key_text(key)] = None
+                self._pending.setdefault(key_text(key), {})
             if durable and self._pending:
                 self._flush()
+
+    def describe(self, key: Key, what: Mapping[str, Any]) -> None:
+        """Add to a commit that is still to be written, such as the hash of the model after a round; else do nothing.
+
+        Args:
+          key: key of the release.
+          what: JSON values by name.
+        """
+        with self._threads:
+            if key_text(key) in self._pending:
+                self._pending[key_text(key)] |= what
 
     def settle(self) -> None:
         """Write pending commits, so that `head` includes them; a closed ledger has none."""
@@ -501,6 +517,10 @@ class Ledger:
             adversary = next(iter(release.events))
             raise BudgetExhausted(self._budget, adversary, math.inf, str(ended)) from ended
 
+    def _new_origin(self, run: str) -> Mapping[str, Any] | None:
+        """Return the origin for the run's next reservation; None if there is none, or the ledger has it from this run."""
+        return self.origin if self.origin and self._book.origins.get(run) != self.origin else None
+
     def _booked(self, key: Key) -> LedgerRelease:
         """Return a release on the ledger; refuse a key that was never reserved."""
         self._require_open()
@@ -527,8 +547,8 @@ class Ledger:
                 with self._chain.transaction():
                     self._book.replay(self._chain)
                     drafts = [
-                        Draft(COMMIT, key, canonical({"time": _now()}))
-                        for key in self._pending
+                        Draft(COMMIT, key, canonical({**what, "time": _now()}))
+                        for key, what in self._pending.items()
                         if self._book.releases[key].state is ReleaseState.RESERVED
                     ]
                     yield drafts
@@ -636,13 +656,28 @@ def _order_with(release: Release, book: LedgerState) -> float | None:
     return fixed
 
 
-def _payload(release: Release, events: dict[str, Any], budget: Budget, purpose: str | None) -> str:
-    """Return the payload of a reservation; `events` is `events_to_json` of the release."""
+def _payload(
+    release: Release,
+    events: dict[str, Any],
+    budget: Budget,
+    purpose: str | None,
+    origin: Mapping[str, Any] | None = None,
+) -> str:
+    """Return the payload of a reservation.
+
+    Args:
+      release: what is reserved.
+      events: `events_to_json` of the release.
+      budget: that grants it.
+      purpose: purpose of its run in words.
+      origin: who began its run, on which data and model, where the ledger does not have it yet.
+    """
     granted = {"target_epsilon": budget.target_epsilon, "target_delta": budget.target_delta}
     optional = {
         "filter_order": release.filter_order and float(release.filter_order),
         "cohort": release.cohort,
         "purpose": purpose,
+        "origin": origin,
         "segments": release.segments,
         "kind": release.kind,
         "arm": release.arm and release.arm.to_json(),

@@ -91,6 +91,7 @@ class _Charge:
     filter_order: float | None
     arm: Arm | None
     source: str | None
+    origin: dict[str, Any] | None
 
 
 def _charge_of(payload: dict[str, Any], identity: dict[str, Any]) -> _Charge:
@@ -99,7 +100,28 @@ def _charge_of(payload: dict[str, Any], identity: dict[str, Any]) -> _Charge:
     events = {Adversary(name): canonical(event) for name, event in payload["events"].items()}
     arm = Arm.from_json(payload["arm"]) if "arm" in payload else None
     budget = Budget(identity["unit"], adjacency=identity["adjacency"], **payload["budget"])
-    return _Charge(events, budget, order, arm, payload.get("source"))
+    return _Charge(events, budget, order, arm, payload.get("source"), _checked_origin(payload.get("origin")))
+
+
+def _checked_origin(origin: Any) -> dict[str, Any] | None:
+    """Return the origin of a run as a reservation has it, None without one; it is untrusted, and costs nothing.
+
+    Raises:
+      ValueError: it names nobody, or a part of it has another type than in `export.schema.json`.
+    """
+    if origin is None:
+        return None
+    roster = origin.get("roster", {"version": 1, "hash": ""})
+    texts = [
+        origin["who"],
+        roster["hash"],
+        *(origin.get(name, "") for name in ("task", "data", "schema", "model")),
+    ]
+    if not all(type(each) is str for each in texts):
+        raise ValueError("an origin of its run with a name that is no text")
+    if type(roster["version"]) is not int or type(origin.get("clients", 0)) not in (int, float):
+        raise ValueError("an origin of its run with a number that is none")
+    return origin
 
 
 @dataclass
@@ -115,6 +137,7 @@ class LedgerState:
       filter_order: order of the RDP filter; None before the first adaptive release.
       notes: by key, as JSON.
       acts: decisions of people or of the budget, by kind and key, as JSON.
+      origins: by the run's name, who began or resumed it last, and on what; of the runs that say so.
       closes: by the run's name, the entry that closed it, unless the run reserved something after it.
       head: the last entry that was replayed.
       _charges: charge of each payload without its time: the releases of a run differ in nothing else.
@@ -129,6 +152,7 @@ class LedgerState:
     filter_order: float | None = None
     notes: dict[str, str] = field(default_factory=dict[str, str])
     acts: dict[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
+    origins: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     closes: dict[str, Entry] = field(default_factory=dict[str, Entry])
     head: Head = START
     _charges: dict[str, _Charge] = field(default_factory=dict[str, _Charge])
@@ -189,6 +213,8 @@ class LedgerState:
         if without_time not in self._charges:
             self._charges[without_time] = _charge_of(json.loads(entry.payload), self.identity)
         charge = self._charges[without_time]
+        if charge.origin is not None:
+            self.origins[run_of(entry)] = charge.origin
         if charge.filter_order is not None:
             if self.filter_order not in (None, charge.filter_order):
                 raise ValueError(

@@ -1,15 +1,19 @@
 """Verbs of fedveil ledger on folders, locks and damaged files."""
 
+import csv
+import io
 import json
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+from dp_accounting import GaussianDpEvent
 
-from fedveil.privacy.budget import Budget, Unit
+from fedveil.privacy.budget import Adversary, Budget, Release, Unit
 from fedveil.privacy.ledger.ledger import Ledger
 
+OLD = Path(__file__).parents[1] / "fixtures" / "before_the_rooms" / "run" / "ledger"
 run: Callable[[list[str]], int] = import_module("fedveil.__main__").run
 
 
@@ -35,3 +39,32 @@ def test_ledgers_are_verified_by_a_pattern_without_their_neighbours(
     (tmp_path / "b.ledger").write_bytes(b"nothing")
     assert run(["ledger", "verify", "--json", *map(str, sorted(tmp_path.glob("*")))]) == 1
     assert [json.loads(line)["ok"] for line in capsys.readouterr().out.splitlines()] == [True, False]
+
+
+def test_an_old_ledger_reads_as_sentences(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["ledger", "show", str(OLD)]) == 0
+    shown = capsys.readouterr().out
+    assert (
+        "epsilon" in shown
+        and "started by" not in shown
+        and "model " not in shown.split("\n", 1)[1].split(";")[0]
+    )
+
+
+def test_the_newest_entry_comes_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "ledger"
+    with Ledger.open(path, Budget(Unit.CLIENT, 9.0, 1e-5), owner="p", simulated=True) as ledger:
+        ledger.purpose, ledger.origin = "=1+1", {"who": "alice"}
+        for name in ("first", "second"):
+            release = Release(
+                Unit.CLIENT, name, 1, "update", {Adversary.MODEL: GaussianDpEvent(9.0)}, "seeded"
+            )
+            ledger.commit(ledger.reserve(release) and release.key)
+    assert run(["ledger", "show", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.index("run first") < shown.index("run second") < shown.index("     4  ")
+    assert run(["ledger", "show", str(path), "--csv", "--run", "second"]) == 0
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (row["act"], row["who"], row["round"], row["purpose"]) == ("training", "alice", "1", "'=1+1")
+    assert 0 < float(row["epsilon"]) < float(row["target_epsilon"]) == 9.0
+    assert run(["ledger", "show", str(path), "--csv", "--json"]) == 2

@@ -11,6 +11,7 @@ from fedveil.evidence.content import report_of
 from fedveil.evidence.page import page_of
 from fedveil.evidence.page_text import differences
 from fedveil.privacy.budget import Adversary, Budget, Release
+from fedveil.privacy.ledger.acts import acting_user
 from fedveil.privacy.ledger.ledger import Ledger, read_entries
 from fedveil.run.run_files import read_run
 
@@ -70,6 +71,10 @@ def test_run_is_compared_with_its_close(tmp_path: Path, commands: Any) -> None:
     report = validated(report_of(read_run(folder)))
     assert report["ledger"]["close"]["held"] is True and report["missing"] == []
     assert report["ledger"]["acts"] == []
+    heading, rows = report["ledger"]["trail"][-1].values()
+    assert f"started by {acting_user()}, task digits" in heading
+    assert [row["said"].split(",")[0] for row in rows] == ["Round 1", "The run was closed"]
+    assert "Time line of the ledger" in page_of(report)
     edited(folder, "result.json", lambda fields: fields["metrics"].update(accuracy=1.0))
     report = validated(report_of(read_run(folder)))
     assert report["ledger"]["close"]["changed"] == ["result.json"]
