@@ -36,7 +36,7 @@ SECTIONS = {
         "optimize",
         "seed",
     ],
-    "Clients of a round": ("cohort", "population", "secagg", "compress", "faults"),
+    "Clients of a round": ("cohort", "population", "secagg", "compress", "faults", "speed"),
     "Measurements": ("measure_every", "evaluate", "audit", "cost"),
     "Running": ["run", "link", "engine", "checkpoint_every", "resume", "callbacks", "allow_modules"],
 }

@@ -114,7 +114,10 @@ def test_unknown_option_is_refused_on_stderr(say: Any, words: tuple[str, ...], t
         (["audit", "x", "--membership", "guess"], "choose one of loss, rmia, lira, art"),
         (["version"], "did you mean 'fedveil --version'?"),
         (["simulate", "num_rounds", "5"], "override='num_rounds': write num_rounds=5\n"),
-        (["simulate", "cohort.size=10"], "with this cohort; cohort=fixed and cohort=min_separation have it"),
+        (
+            ["simulate", "cohort.size=10"],
+            "with this cohort; cohort=first and cohort=fixed and cohort=min_separation have it",
+        ),
         (["simulate", "scaling=asked"], "did you mean 'task.scaling'?"),
         (
             ["simulate", "task=my_task:Shops"],
