@@ -113,6 +113,10 @@ def _unknown_option(override: Override, options: Sequence[str]) -> Refusal | Non
     key = override.key_or_group
     if override.is_delete() or not isinstance(value, str | int | float) or value in options:
         return None
+    if key == "privacy" and not isinstance(value, str):  # a number
+        return Refusal(
+            key, str(value), f"there is no such option; did you mean privacy.target_epsilon={value}?"
+        )
     value = str(value)
     if key in ("task", "strategy") and re.fullmatch(TARGET, value):
         allowed = f"allow_modules=[{value.partition(':')[0]}]"

@@ -158,9 +158,9 @@ def _heading(run: str, rows: Sequence[TrailRow]) -> str:
     parts = [f"run {run}"]
     if purposes:
         parts.append(f"purpose {', '.join(purposes)}")
-    begun = [row.payload["origin"] for row in rows if "origin" in row.payload and row.act != NAME]
-    parts += [*_origin(begun[0])] if begun else []
-    others = sorted({str(each["who"]) for each in begun[1:]})
+    origins = [row.payload["origin"] for row in rows if "origin" in row.payload and row.act != NAME]
+    parts += [*_origin(origins[0])] if origins else []
+    others = sorted({str(each["who"]) for each in origins[1:]})
     parts += [f"resumed by {', '.join(others)}"] if others else []
     return ", ".join(parts)
 

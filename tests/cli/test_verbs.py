@@ -123,7 +123,10 @@ def test_unknown_option_is_refused_on_stderr(say: Any, words: tuple[str, ...], t
             ["simulate", "task=my_task:Shops"],
             "write task=custom task.target=my_task:Shops allow_modules=[my_task]",
         ),
-        (["simulate", "privacy=3"], "privacy='3': there is no such option; known: client_central,"),
+        (
+            ["simulate", "privacy=3"],
+            "privacy='3': there is no such option; did you mean privacy.target_epsilon=3?",
+        ),
         (["nothing"], "verb='nothing': there is no such verb; fedveil --help lists them"),
     ],
 )
