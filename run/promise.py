@@ -160,15 +160,13 @@ def meaning(recipients: Sequence[str], unit: str, share: float) -> tuple[str, st
       unit: a key of `HIDES`.
       share: true positive rate of the best membership test, as of `recognised`.
     """
-    whom, hides = (
-        " and ".join(filter(None, [", ".join(recipients[:-1]), recipients[-1]])),
-        HIDES.get(unit, unit),
-    )
-    first = (
-        f"{whom[0].upper()}{whom[1:]} can learn almost the same whether or not {hides} was in the training."
-    )
+    audience = " and ".join(filter(None, [", ".join(recipients[:-1]), recipients[-1]]))
+    start, hides = f"{audience[0].upper()}{audience[1:]}", HIDES.get(unit, unit)
+    first = f"{start} can learn almost the same whether or not {hides} was in the training."
     if share > WEAK:
-        first = f"The guarantee does not prevent {whom} from finding out whether {hides} was in the training."
+        first = (
+            f"The guarantee does not prevent {audience} from finding out whether {hides} was in the training."
+        )
     units = {"client": "clients", "record": "records"}.get(unit, "persons")
     second = (
         f"A test that wrongly suspects {FALSE_POSITIVE * 100:.0f} of 100 {units} that were not in it finds at most "
