@@ -27,7 +27,7 @@ class LateAnswers(PassingGrid):
     ) -> Iterable[Message]:
         """Send the messages to those that are not at work, and yield the replies as they come, late ones included.
 
-        If all are at work, they are asked anew. `timeout` is in seconds; None waits without limit.
+        If all are at work, they are asked anew, and one answer of each counts, whichever comes first. `timeout` is in seconds; None waits without limit.
         """
         requests = list(messages)
         if not requests or not may_be_late(requests[0].content):
@@ -39,7 +39,8 @@ class LateAnswers(PassingGrid):
         return self._received(self._grid.send_and_receive(fresh, timeout=timeout))
 
     def _received(self, replies: Iterable[Message]) -> Iterator[Message]:
-        """Yield replies, and note that their clients are no longer at work."""
+        """Yield the reply of each client at work, which is then no longer so: another one, to an earlier letter, is dropped."""
         for reply in replies:
-            self._at_work.pop(reply.metadata.src_node_id, None)
-            yield reply
+            if reply.metadata.src_node_id in self._at_work:
+                del self._at_work[reply.metadata.src_node_id]
+                yield reply

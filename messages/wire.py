@@ -370,7 +370,7 @@ class SummingGrid(Protocol):
 def sum_of(
     replies: Iterable[Message], spec: SumSpec, size: int, invited: int, enough: int | None = None
 ) -> CohortSum:
-    """Return the sum of replies; repeated replies are ignored, and nodes without a reply are counted as dropped.
+    """Return the sum of replies, one of each node; repeated ones are ignored, and nodes without any are counted as dropped.
 
     Args:
       replies: replies in order of arrival.
@@ -384,7 +384,7 @@ def sum_of(
     answered: set[str] = set()
     for reply in replies:
         key = reply.metadata.reply_to_message_id or str(reply.metadata.src_node_id)
-        if key in answered:
+        if key in answered or reply.metadata.src_node_id in cohort_sum.nodes:
             continue
         answered.add(key)
         before = cohort_sum.replies

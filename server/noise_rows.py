@@ -132,12 +132,12 @@ class RunRows:
           AssertionError: the bounds on participation exclude one of them, or others are recorded; nothing may be released.
         """
         recorded = self.cohorts[row - 1] if self.turns.by_arrival else nodes
-        if set(nodes) <= set(recorded):
+        if set(nodes) <= set(recorded) and len(set(nodes)) == len(nodes):
             return
         if again := self.turns.resting(self.cohorts[: row - 1]) & set(nodes):
             raise AssertionError(f"{len(again)} clients take part again before their turn")
-        if recorded:
-            raise AssertionError("a row has one cohort")
+        if recorded or len(set(nodes)) != len(nodes):
+            raise AssertionError("a row has one cohort, and a client is in it once")
         self.ledger.note((self.run, row, ARRIVALS), {"cohort": sorted(nodes)})
         self.cohorts[row - 1] = sorted(nodes)
 

@@ -210,7 +210,8 @@ class Participants:
             return CohortSum(np.zeros(size))
         if isinstance(self.grid, SummingGrid):
             cohort_sum = self.grid.sum_replies(order, nodes, spec, size)
-            cohort_sum.nodes = cohort_sum.nodes or nodes
+            if cohort_sum.replies and not cohort_sum.nodes:  # the grid does not say whose they are
+                cohort_sum.nodes = nodes
             return cohort_sum
         metadata = order.metadata
         kind, group = metadata.message_type, metadata.group_id

@@ -53,7 +53,11 @@ def first(grid: LateAnswers | LinkGrid, messages: list[Message], count: int = 1)
     replies: Any = iter(grid.send_and_receive(messages, timeout=20))
     answers = [next(replies) for _ in range(count)]
     replies.close()
-    return [(each.metadata.src_node_id, float(view(each.content["arrays"]["x"])[0])) for each in answers]
+    return [(each.metadata.src_node_id, value_of(each)) for each in answers]
+
+
+def value_of(reply: Message) -> float:
+    return float(view(reply.content["arrays"]["x"])[0])
 
 
 def with_both(federation: Any, grid: LinkGrid, slow: Callable[[Message], Message]) -> tuple[Any, Any]:
@@ -108,11 +112,16 @@ def test_without_staleness_an_answer_is_late(federation: Any, grid: LinkGrid) ->
     assert grid.counts["late"] == 1
 
 
-def test_clients_are_invited_anew_if_all_are_at_work(federation: Any, grid: LinkGrid) -> None:
+def test_a_client_that_is_invited_anew_counts_once(federation: Any, grid: LinkGrid) -> None:
+    """All are at work, so they are asked anew: the answers to both letters come, and one of them counts, in one round."""
     slow, late = Slow(), LateAnswers(grid)
     quick_end, slow_end = with_both(federation, grid, slow)
     with quick_end, slow_end:
         first(late, asked(1))
         until(lambda: slow.rounds == [1])
         slow.free.release(2)
-        assert first(late, [asked(2)[1]], 2) == [(3, 11.0), (3, 21.0)]
+        answers = late.send_and_receive([asked(2)[1]], timeout=3)
+        assert [(each.metadata.src_node_id, value_of(each)) for each in answers] == [(3, 11.0)]
+        assert slow.rounds == [1, 2]
+        slow.free.release()
+        assert sorted(first(late, asked(3), 2)) == [(2, 31.0), (3, 31.0)]

@@ -36,8 +36,9 @@ SIZE = 6
 claim_identity(1)
 
 
-def request(number: int = 1) -> Message:
-    message = Message(RecordDict(), 2, "train")
+def request(number: int = 1, node: int | None = None) -> Message:
+    """Return the instruction of a number, to a node of its own unless another is named."""
+    message = Message(RecordDict(), number + 1 if node is None else node, "train")
     name_message(message, str(number))
     return message
 
@@ -136,6 +137,14 @@ def test_a_node_that_answers_twice_counts_once_and_silence_is_a_drop() -> None:
     replies = [vector_reply(GOOD, 1), vector_reply(GOOD, 1), vector_reply(GOOD, 2)]
     cohort_sum = sum_of(replies, SPEC, SIZE, invited=4)
     assert (cohort_sum.replies, cohort_sum.dropped) == (2, {"no reply": 2})
+
+
+def test_a_node_that_answers_two_instructions_counts_once_in_a_sum() -> None:
+    vector = RecordDict({VECTOR_RECORD: ArrayRecord({VECTOR: Array(GOOD)})})
+    replies = [Message(vector, reply_to=request(number, node=2)) for number in (1, 2)]
+    assert len({each.metadata.reply_to_message_id for each in replies}) == 2
+    cohort_sum = sum_of(replies, SPEC, SIZE, invited=2)
+    assert cohort_sum.nodes == [2] and cohort_sum.total.tolist() == GOOD.tolist()
 
 
 def test_the_spec_travels() -> None:

@@ -166,6 +166,14 @@ def test_a_client_that_was_not_invited_again_releases_nothing(ledger: Ledger) ->
     assert arrivals(ledger)[1] == []
 
 
+def test_a_client_is_once_in_a_sum(ledger: Ledger) -> None:
+    grid = grid_of(ledger, Hurried())
+    grid.reserve(1)
+    with pytest.raises(AssertionError, match="a client is in it once"):
+        grid.account.arrive(1, [4, 4])
+    assert arrivals(ledger)[0] == []
+
+
 @pytest.mark.parametrize("bands", [1, 3])
 def test_the_run_costs_one_gaussian_on_the_most_sensitive_rounds(ledger: Ledger, bands: int) -> None:
     plan = plan_of(bands=bands)

@@ -199,6 +199,16 @@ def test_slow_clients_of_a_drawn_cohort_are_late(tmp_path: Path) -> None:
     assert {row["virtual_time"] for row in json_lines(tmp_path / "run" / "metrics.jsonl")} == {2.0}
 
 
+def test_clients_that_all_miss_a_deadline_may_come_a_round_later(tmp_path: Path) -> None:
+    """They come a round later: to record them as the earlier round's would end the run."""
+    words = ("task=digits", "cohort=first", "cohort.size=10", "cohort.separation=3", "num_rounds=6")
+    more = ("speed.deadline=0.6", "privacy.allow_large_delta=true", "accept_vacuous=true")
+    run = run_quietly((*words, *more), tmp_path / "run")
+    assert run.result["status"] == "completed"
+    cohorts = cohorts_of(tmp_path / "run")
+    assert 0 < len(cohorts) < 6  # nobody came to one of the rounds
+
+
 MASKED = (
     *("task=digits", "task.num_clients=16", "num_rounds=3", "privacy=client_distributed", "batch_size=40"),
     *(
