@@ -89,14 +89,16 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def notebook_page(path: Path) -> str:
-    """Return a notebook as a page: texts, code, and what was printed; pictures are left out."""
+    """Return a notebook as a page: texts, code, what was printed, and pictures."""
     parts: list[str] = []
     for cell in json.loads(path.read_text())["cells"]:
         body = "".join(cell["source"])
         parts.append(body if cell["cell_type"] == "markdown" else f"```python\n{body}\n```")
         for output in cell.get("outputs", ()):
-            lines = output.get("text") or output.get("data", {}).get("text/plain") or ()
-            if lines:
+            data = output.get("data", {})
+            if picture := "".join(data.get("image/png", ())):
+                parts.append(f"![Output](data:image/png;base64,{''.join(picture.split())})")
+            elif lines := output.get("text") or data.get("text/plain") or ():
                 parts.append(f"```text\n{''.join(lines).rstrip()}\n```")
     return "\n\n".join(parts) + "\n"
 
