@@ -125,7 +125,7 @@ function composed(events, sign) {
 function least({ low, mass, infinity }, delta) { // the least epsilon at which the hockey-stick curve is at most delta
   let [p, q] = [infinity, 0]; // of the losses above epsilon: probability, and the same weighted by exp(-loss)
   for (let i = mass.length - 1; i >= 0; i--) {
-    if (p - Math.exp((low + i) * step) * q > delta) return Math.log((p - delta) / q);
+    if (p - Math.exp((low + i) * step) * q > delta) return Math.max(0, Math.log((p - delta) / q));
     p += mass[i];
     q += mass[i] * Math.exp(-(low + i) * step);
   }
@@ -150,7 +150,8 @@ function epsilon(events, delta, order) {
   }
   for (step = 1e-4; step < 1; step *= 2) {
     try {
-      return Math.max(...[1, -1].map((sign) => least(composed(events, sign), delta)));
+      const found = Math.max(...[1, -1].map((sign) => least(composed(events, sign), delta)));
+      if (found < (HALF * step) / 2) return found; // beyond, losses could have come around from the other end
     } catch (problem) {
       if (!(problem instanceof RangeError)) throw problem;
     }

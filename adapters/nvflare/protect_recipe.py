@@ -144,7 +144,7 @@ def require_accountable(job: Any, own: Sequence[object]) -> tuple[str, Any]:
                     remedy = "the filters of the private sum take its place; remove it"
                     raise Refusal("filter", type(each).__name__, remedy)
     for app in client_apps(job):
-        _check_client(app)
+        _check_client(app, [str(controller.task_name)] if own else [])
     return flows[0]
 
 
@@ -153,15 +153,25 @@ def client_apps(job: Any) -> list[Any]:
     return [app.app_config for target, app in job._deploy_map.items() if target != SERVER]
 
 
-def _check_client(app: Any) -> None:
-    """Refuse a client app that sends anything but the result of its script's task."""
+def _check_client(app: Any, tasks: list[str]) -> None:
+    """Refuse a client app that sends anything but the result of its script's task.
+
+    Args:
+      app: configuration of the app.
+      tasks: those of its executors in a job that is protected, from which the parts that can be taken off are off; empty before.
+    """
     for name, each in app.components.items():
-        if not isinstance(each, ConvertToFedEvent):
+        if tasks or not isinstance(each, ConvertToFedEvent):
             remedy = f"{type(each).__name__} may send what no release covers; remove it from the clients"
             raise Refusal("components", name, remedy)
     for each in app.executors:
         if not isinstance(each.executor, ClientAPIExecutor):
             remedy = "a protected job runs one script at each client, and no validator or learner; remove it"
+            raise Refusal("executor", type(each.executor).__name__, remedy)
+        if tasks and (not isinstance(each.executor, QuietExecutor) or each.tasks != tasks):
+            remedy = (
+                "it was added to a protected job; complete the recipe first, and call protect_recipe last"
+            )
             raise Refusal("executor", type(each.executor).__name__, remedy)
         executor: Any = each.executor
         if executor._execution_mode == ExecutionMode.ATTACH:

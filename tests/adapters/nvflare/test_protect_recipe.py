@@ -20,6 +20,7 @@ from nvflare.app_common.aggregators.collect_and_assemble_model_aggregator import
 from nvflare.app_common.executors.client_api_executor import ClientAPIExecutor, ExecutionMode
 from nvflare.app_common.filters.percentile_privacy import PercentilePrivacy
 from nvflare.app_common.np.recipes.fedavg import NumpyFedAvgRecipe
+from nvflare.app_common.widgets.convert_to_fed_event import ConvertToFedEvent
 from nvflare.app_opt.pt.recipes.fedavg import FedAvgRecipe
 from nvflare.app_opt.pt.recipes.fedprox import FedProxRecipe
 from nvflare.app_opt.pt.recipes.scaffold import ScaffoldRecipe
@@ -188,6 +189,35 @@ def test_a_part_that_is_added_later_is_refused_too(home: Path) -> None:
     with pytest.raises(Refusal, match="workflows="):
         recipe.export(str(home / "jobs"))
     assert not (home / "jobs").exists()
+
+
+LATER: dict[str, tuple[Callable[[], object], dict[str, Any], str]] = {
+    "a stream of metrics": (
+        lambda: ConvertToFedEvent(events_to_convert=["analytix_log_stats"]),
+        {},
+        "components='again': ConvertToFedEvent may send what no release covers",
+    ),
+    "an executor": (
+        lambda: ClientAPIExecutor(
+            execution_mode="external_process",
+            command="python client.py",
+            server_expected_format=ExchangeFormat.NUMPY,
+        ),
+        {"tasks": ["validate"]},
+        "executor='ClientAPIExecutor': it was added to a protected job",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_a_part_of_the_clients_that_is_added_later_is_refused(name: str, home: Path) -> None:
+    """The call takes metrics off a recipe's own parts; of later ones nobody would."""
+    make, more, sentence = LATER[name]
+    recipe = protect(of_numpy())
+    job: Any = recipe
+    job._job.to_clients(make(), id="again", **more)
+    with pytest.raises(Refusal, match=sentence):
+        recipe.export(str(home / "jobs"))
 
 
 def configuration(home: Path, name: str) -> dict[str, Any]:

@@ -181,6 +181,19 @@ def write_plan(path: Path, events: list[tuple[dict[str, Any], int]], delta: floa
             ledger.commit(reserved(ledger, release(number, composed)))
 
 
+@pytest.mark.parametrize(
+    ("noise", "rounds", "lowest"), [(0.12, 100, 59.9), (5.0, 1, 0.0)], ids=["large", "tiny"]
+)
+def test_the_reader_is_never_below_what_a_sum_costs(
+    noise: float, rounds: int, lowest: float, tmp_path: Path
+) -> None:
+    """Losses beyond the grid came around as negative ones; `lowest` is dp_accounting's optimistic estimate."""
+    gaussian = {"kind": "Gaussian", "noise_multiplier": noise}
+    event = {"kind": "PoissonSampled", "sampling_probability": 1e-4, "event": gaussian}
+    write_plan(tmp_path / "x.ledger", [(event, rounds)], 1e-5)
+    assert lowest <= read_by_node(exported(tmp_path / "x.ledger"))["model"]["epsilon"] < 60.5
+
+
 @pytest.mark.campaign
 @pytest.mark.parametrize("at", range(len(PLANS)))
 def test_the_reader_agrees_with_the_table_of_plans(at: int, tmp_path: Path) -> None:
