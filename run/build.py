@@ -226,6 +226,9 @@ def _check_turns(settings: SimulationSettings) -> None:
     if level is None:
         remedy = "its rounds are releases on the population's ledger; protect clients as well, or use another cohort"
         raise Refusal("cohort", cohort.name, remedy)
+    if isinstance(cohort, FirstCohort) and isinstance(settings.privacy, RecordAndClient):
+        remedy = "its clients train more often than they take part, for which their records' noise is not planned; use another cohort"
+        raise Refusal("cohort", cohort.name, remedy)
     for choice in ("clipping", "noise_schedule"):
         if getattr(level, choice) == "adaptive":
             remedy = f"with cohort={cohort.name} rounds are one release, fixed in advance; use fixed"

@@ -45,8 +45,7 @@ def engine_with_tally(run: Run, tally: Tally, grid: Grid | None = None) -> Gener
     workers = federation.settings.engine.workers
     with nullcontext(grid) if grid else _opened(federation, clients, workers) as opened:
         counted = counting_grid(opened, tally, federation.sends_differences)
-        by_speed = (federation.cohort.turns or NO_BOUNDS).by_arrival or federation.settings.speed.any
-        if by_speed and isinstance(counted, CountedSums):
+        if _has_speeds(federation) and isinstance(counted, CountedSums):
             from .arrivals import with_arrivals  # clients without speeds need no virtual time
 
             counted = with_arrivals(counted, federation)
@@ -69,6 +68,18 @@ def require_one_machine(federation: Federation) -> None:
             "each machine would keep ledgers of its own for the same records; train real ones on one machine"
         )
         raise Refusal("engine.address", engine.address, remedy)
+
+
+def require_virtual_time(federation: Federation, grid: Grid | None) -> None:
+    """Refuse clients of uneven speed on a grid that is no engine, such as Flower's, which has no virtual time."""
+    if grid is not None and _has_speeds(federation) and not isinstance(grid, SummingGrid):
+        remedy = "only fedveil simulate has the virtual time in which clients answer; use another cohort, and no speed"
+        raise Refusal("cohort", federation.settings.cohort.name, remedy)
+
+
+def _has_speeds(federation: Federation) -> bool:
+    """Return whether clients differ in speed, or the cohort depends on who is first."""
+    return (federation.cohort.turns or NO_BOUNDS).by_arrival or federation.settings.speed.any
 
 
 def clients_of(federation: Federation, settings: ClientSettings, count: int, at_once: bool) -> Clients:

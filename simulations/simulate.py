@@ -25,7 +25,7 @@ from ..modes.federation import Federation
 from ..run.build import build
 from ..run.callbacks import Callback
 from ..run.run import Environment, RunResult, run_federation
-from .engines import engine_with_tally, require_one_machine
+from .engines import engine_with_tally, require_one_machine, require_virtual_time
 
 
 def simulate(
@@ -67,6 +67,7 @@ def run_simulation(
     with restoring_state():
         torch.set_num_threads(1)  # a thread pool would not survive the fork of the workers
         require_one_machine(federation)
+        require_virtual_time(federation, grid)
         check_engine(
             federation.mode.gradients,
             federation.task,

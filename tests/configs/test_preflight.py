@@ -136,6 +136,7 @@ BY_TURNS = ("cohort=min_separation", "cohort.size=4", "num_rounds=10", "privacy.
         (("cohort=first", "cohort.size=4", "privacy=none"), "protect clients as well"),
         (("cohort=first", "cohort.size=4", "privacy=record"), "protect clients as well"),
         (("cohort=first", "cohort.size=4", "cohort.separation=4"), "give at most 3"),
+        (("cohort=first", "cohort.size=4", "privacy=record_and_client"), "train more often"),
         ((*BY_TURNS, "privacy.clipping=adaptive"), "one release"),
         ((*BY_TURNS, "privacy.noise_schedule=adaptive"), "one release"),
         ((*BY_TURNS, "cohort.size=13"), "take at most that many"),

@@ -17,6 +17,7 @@ from shared.runs import json_lines, resume, run_quietly
 import fedveil as fv
 from fedveil.base.refusal import Refusal
 from fedveil.configs.schema import SpeedSettings
+from fedveil.configs.settings import settings_from_overrides
 from fedveil.messages.flower_adapter import claim_identity
 from fedveil.messages.grids import AskingGrid
 from fedveil.messages.wire import EVALUATION_KEY, instruct, read_round
@@ -28,6 +29,7 @@ from fedveil.privacy.secagg.server import Due
 from fedveil.server.accounts import Protected
 from fedveil.server.secure_sum import Attempt
 from fedveil.simulations.arrivals import ArrivingGrid, VirtualRounds, times_of
+from fedveil.simulations.simulate import simulate
 
 SPEC = SumSpec(1.0)
 TIMES = {1: 1.0, 2: 2.0, 3: 3.0, 4: 10.0, 5: 30.0}
@@ -291,6 +293,22 @@ def test_settings_that_do_not_meet_arrivals_are_refused(tmp_path: Path, override
     with pytest.raises(Refusal, match=sentence):
         run_quietly([*RUN, override], tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_grid_without_virtual_time_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="only fedveil simulate has the virtual time"):
+        simulate(settings_from_overrides(list(RUN)), tmp_path / "run", quiet=True, grid=AskedAlone())
+    assert not (tmp_path / "run").exists()
+
+
+class AskedAlone(AskingGrid):
+    """A grid that does not add."""
+
+    def get_node_ids(self) -> list[int]:
+        return []
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Any:
+        raise AssertionError("nobody is asked")
 
 
 class Wards:
