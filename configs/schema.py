@@ -346,11 +346,14 @@ class SimulationSettings(FederationSettings):
                 yield "engine.dtype", "the norms of examples need full precision; use float32"
             if self.engine.device == "mps":
                 yield "engine.device", "has no double precision, which norms need; use cpu"
-        if self.speed.any and self.secagg is not None and not self.cohort.by_turns:
-            yield (
-                "speed",
-                "clients of encrypted sums answer in several exchanges, which have no virtual time; leave it out",
-            )
+        if self.secagg is not None:
+            remedy = "clients of encrypted sums answer in several exchanges, which have no virtual time; leave it out"
+            if self.speed.any and not self.cohort.by_turns:
+                yield "speed", remedy
+            if (
+                self.speed.deadline is not None and self.cohort.by_turns
+            ):  # the order of their answers is by speed
+                yield "speed.deadline", remedy
         if self.population is not None:
             yield from self._rules_of_population()
 

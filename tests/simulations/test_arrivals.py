@@ -265,8 +265,9 @@ def test_less_noise_than_all_rounds_of_a_client_need_opens_nothing(
     [
         ("cohort.staleness=1", "a late one cannot join the next"),
         ("cohort.over_selection=2", "invite fewer"),
+        ("speed.deadline=2", "which have no virtual time"),
     ],
-    ids=["staleness", "over_selection"],
+    ids=["staleness", "over_selection", "deadline"],
 )
 def test_masked_sums_that_arrivals_cannot_have_are_refused(
     tmp_path: Path, override: str, sentence: str
