@@ -14,6 +14,7 @@ from ..base.refusal import Refusal, refusing
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.renyi_filter import spent_epsilon
 from ..privacy.budget import Adversary, Budget, Unit, check_delta
+from ..privacy.ledger.acts import acting_user
 from ..privacy.ledger.caps import DATA_ID, NAME_LENGTH, NO_DATA_ID, POPULATION, ledger_folder
 from ..privacy.ledger.data_sets import (
     budgets_of_records,
@@ -108,6 +109,7 @@ def open_ledger(path: Path, data_id: str, budget: Budget) -> Generator[Ledger]:
         settle(path.parent, data_id, pending_for_population(path.parent, data_id), budget, POPULATION)
         with Ledger.open(path, budget, owner=population_ledger(data_id), simulated=False) as ledger:
             ledger.shared = budgets_of_records(path.parent, data_id, ledger.book)
+            ledger.origin = {"who": acting_user(), "data": data_id}
             try:
                 yield ledger
             finally:

@@ -14,6 +14,7 @@ from dp_accounting.dp_event import DpEvent, GaussianDpEvent, PoissonSampledDpEve
 
 from ..base.refusal import Refusal
 from .budget import Adversary, Budget, Release, Unit
+from .ledger.acts import acting_user
 from .ledger.hash_chain import Head
 from .ledger.ledger import Ledger
 from .plan import Plan
@@ -101,6 +102,7 @@ class LedgerAccountant(IAccountant):
             remedy = "Opacus hides single examples; give a budget of unit record"
             raise Refusal("unit", str(budget.unit), remedy)
         self.ledger = Ledger.open(path, budget, owner=owner, simulated=simulated)
+        self.ledger.origin = {"who": acting_user()}
         weakref.finalize(self, self.ledger.close)
         self.simulated = simulated
         self._run = uuid.uuid4().hex  # new noise in every process needs new keys on the ledger
