@@ -274,7 +274,7 @@ class FirstCohort(Group):
     secret: ClassVar[bool] = False
 
     def conflicts(self, whole: Any) -> Iterator[tuple[str, str]]:
-        """Refuse what has other numbers in each round, and canary clients, which are never late."""
+        """Refuse what an answer to the last round does not fit, and other words on how many answers end a round."""
         if self.staleness and whole.compress.option != "none":
             text = "an answer to the last round is compressed by that round's draw; use compress=none, or 0"
             yield "cohort.staleness", text
@@ -286,8 +286,6 @@ class FirstCohort(Group):
             yield "link.enough", "cohort.size says how many answers end a round; leave it null"
         if link and link.name == "flower" and self.staleness:
             yield "cohort.staleness", "an answer on Flower's link is lost with its round; use 0"
-        if whole.observer == "full":
-            yield "audit.name", "its canary clients would have to arrive among the first; use light"
 
 
 class CyclicCohort(Group):

@@ -381,15 +381,17 @@ def sum_of(
     """
     cohort_sum = CohortSum(np.zeros(size))
     missing = NO_REPLY
-    answered: set[str] = set()
+    answered, nodes = set[str](), set[int]()
     for reply in replies:
         key = reply.metadata.reply_to_message_id or str(reply.metadata.src_node_id)
-        if key in answered or reply.metadata.src_node_id in cohort_sum.nodes:
+        if key in answered or reply.metadata.src_node_id in nodes:
             continue
         answered.add(key)
         before = cohort_sum.replies
         add_reply(cohort_sum, reply, spec)
-        cohort_sum.nodes += [reply.metadata.src_node_id] * (cohort_sum.replies - before)
+        if cohort_sum.replies > before:
+            nodes.add(reply.metadata.src_node_id)
+            cohort_sum.nodes.append(reply.metadata.src_node_id)
         del reply  # otherwise it stays in memory until the next one arrives
         if cohort_sum.replies == enough:
             missing = NOT_NEEDED

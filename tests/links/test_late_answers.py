@@ -56,7 +56,7 @@ def first(grid: LateAnswers | LinkGrid, messages: list[Message], count: int = 1)
     return [(each.metadata.src_node_id, value_of(each)) for each in answers]
 
 
-def value_of(reply: Message) -> float:
+def value_of(reply: Any) -> float:
     return float(view(reply.content["arrays"]["x"])[0])
 
 
