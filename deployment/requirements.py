@@ -77,11 +77,13 @@ def wheel_requirements(folder: Path, lock: Path | None = None) -> str:
         missing = "all that a device needs" if lock is None else "the one that you built"
         raise Refusal("wheels", str(folder), f"holds no wheel of fedveil; collect {missing}")
     (own,) = wheels[PACKAGE]
-    required = (Requirement(each).name for each in _requires(folder / Path(own).name))
-    if PRIVACY in map(canonicalize_name, required) and PRIVACY not in wheels:
-        raise Refusal(
-            "wheels", str(folder), f"holds no wheel of {PRIVACY}, which its fedveil requires; add it"
-        )
+    names = {canonicalize_name(Requirement(each).name) for each in _requires(folder / Path(own).name)}
+    if PRIVACY in names and PRIVACY not in wheels:
+        remedy = f"holds no wheel of {PRIVACY}, which its fedveil requires; add it"
+        raise Refusal("wheels", str(folder), remedy)
+    if PRIVACY in wheels and PRIVACY not in names:
+        remedy = f"holds {PRIVACY} beside a fedveil that has the same files; remove it, or take both of one release"
+        raise Refusal("wheels", str(folder), remedy)
     return "\n".join([*lines, ""])
 
 

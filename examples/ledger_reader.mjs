@@ -32,15 +32,16 @@ const above = (x) => erfc(x / Math.SQRT2) / 2; // share of a standard Gaussian a
 // P(loss > e) - exp(e) Q(loss > e) of a Gaussian with this noise, sampled at this rate; the unit is removed (sign 1) or added (-1)
 function hockeyStick(e, rate, noise, sign) {
   const ratio = (Math.expm1(sign * e) + rate) / rate;
-  if (ratio <= 0) return sign > 0 ? -Math.expm1(e) : 0;
-  const x = sign * (noise * Math.log(ratio) + 0.5 / noise);
+  if (rate < 1 && ratio <= 0) return sign > 0 ? -Math.expm1(e) : 0;
+  const x = sign * (noise * (rate < 1 ? Math.log(ratio) : sign * e) + 0.5 / noise);
   const [without, within] = [above(x), above(x - sign / noise)];
   const mixed = (1 - rate) * without + rate * within;
   return Math.max(0, sign > 0 ? mixed - Math.exp(e) * without : without - Math.exp(e) * mixed);
 }
 
 function sampledGaussian(rate, noise, sign) { // {low, mass, infinity}: mass[i] is the probability of a loss of (low + i) steps
-  const loss = (x) => sign * Math.log1p(rate * Math.expm1((x - 0.5) / noise ** 2));
+  if (!(noise > 0 && rate > 0 && rate <= 1)) throw new Error(`noise ${noise} at rate ${rate} is no Gaussian`);
+  const loss = (x) => sign * (rate === 1 ? (x - 0.5) / noise ** 2 : Math.log1p(rate * Math.expm1((x - 0.5) / noise ** 2)));
   const ends = [loss(-TAIL * noise), loss(1 + TAIL * noise)].sort((a, b) => a - b);
   const low = Math.floor(ends[0] / step) - 1, count = Math.ceil(ends[1] / step) + 2 - low;
   const curve = Float64Array.from({ length: count }, (_, i) => hockeyStick((low + i) * step, rate, noise, sign));
@@ -123,6 +124,7 @@ function composed(events, sign) {
 }
 
 function least({ low, mass, infinity }, delta) { // the least epsilon at which the hockey-stick curve is at most delta
+  if (!(delta > 0 && mass.every(Number.isFinite))) throw new Error("a number is missing, or too large to compose");
   let [p, q] = [infinity, 0]; // of the losses above epsilon: probability, and the same weighted by exp(-loss)
   for (let i = mass.length - 1; i >= 0; i--) {
     if (p - Math.exp((low + i) * step) * q > delta) return Math.max(0, Math.log((p - delta) / q));

@@ -89,6 +89,14 @@ def test_both_wheels_of_a_release_are_required_by_their_files(tmp_path: Path) ->
     ]
 
 
+def test_a_checkouts_wheel_and_that_of_privacy_are_refused_together(tmp_path: Path) -> None:
+    """Both would own the same files."""
+    wheel(tmp_path / "wheels", "fedveil-0.1.0-py3-none-any.whl", ["numpy>=2"])
+    wheel(tmp_path / "wheels", "fedveil_privacy-0.1.0-py3-none-any.whl")
+    with pytest.raises(Refusal, match="beside a fedveil that has the same files"):
+        wheel_requirements(tmp_path / "wheels")
+
+
 def test_wheels_become_pins_with_their_hashes(tmp_path: Path) -> None:
     folder = tmp_path / "wheels"
     mine = wheel(folder, "fedveil-0.1.0-py3-none-any.whl")
@@ -188,11 +196,8 @@ def test_cuda_is_detected_in_the_metadata_of_torch() -> None:
 
 # --- containers -------------------------------------------------------------------------------------------------
 
-CONTAINERS = sorted((ROOT / "containers").glob("*.Dockerfile"))
-
-
-def test_the_containers_are_two() -> None:
-    assert [path.name for path in CONTAINERS] == ["client.Dockerfile", "server.Dockerfile"]
+# Without that of compose.yaml, which builds from a checkout: see test_compose.py.
+CONTAINERS = [ROOT / "containers" / f"{name}.Dockerfile" for name in ("client", "server")]
 
 
 @pytest.mark.parametrize("path", CONTAINERS, ids=lambda path: path.name)

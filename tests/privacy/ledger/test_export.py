@@ -1,5 +1,6 @@
 """Exports of ledgers: the published schema, and a reader in another language that recomputes epsilon."""
 
+import hashlib
 import json
 import runpy
 import shutil
@@ -18,6 +19,7 @@ from shared.ledgers import SAMPLED, filled, opened, release, reserved
 
 from fedveil.base.refusal import Refusal
 from fedveil.privacy.accounting.events import _KINDS, event_from_json
+from fedveil.privacy.accounting.gaussian import gaussian_epsilon
 from fedveil.privacy.arms import Arm, ArmDeal
 from fedveil.privacy.budget import Budget, Unit
 from fedveil.privacy.ledger import export
@@ -163,6 +165,30 @@ def test_the_reader_refuses_an_export_that_was_changed(tmp_path: Path) -> None:
     path = exported(tmp_path / "x.ledger")
     path.write_text(path.read_text().replace('\\"noise_multiplier\\":10.0', '\\"noise_multiplier\\":99.0', 1))
     with pytest.raises(RuntimeError, match="entry 2 was changed"):
+        read_by_node(path)
+
+
+@pytest.mark.parametrize("noise", [0.2, 0.28])
+def test_the_reader_composes_little_noise(noise: float, tmp_path: Path) -> None:
+    write_plan(tmp_path / "x.ledger", [({"kind": "Gaussian", "noise_multiplier": noise}, 1)], 1e-5)
+    found = read_by_node(exported(tmp_path / "x.ledger"))["model"]["epsilon"]
+    assert found == pytest.approx(gaussian_epsilon(1 / noise, 1e-5), rel=1e-3)
+
+
+def test_the_reader_refuses_what_is_no_number(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    opening = {"adjacency": "zero-out"}
+    text = {"kind": "Gaussian", "noise_multiplier": "much"}
+    charge = {"events": {"model": text}, "budget": {"target_delta": 1e-5}}
+    rows, before = [], "0" * 64
+    for number, (kind, payload) in enumerate((("open", opening), ("reserve", charge)), 1):
+        row = [number, kind, "", json.dumps(payload), before]
+        before = hashlib.sha256(json.dumps(row, separators=(",", ":")).encode()).hexdigest()
+        rows.append(
+            dict(zip(("seq", "kind", "key", "payload", "prev_hash", "hash"), [*row, before], strict=True))
+        )
+    path.write_text(json.dumps({"format": "fedveil ledger export 1", "entries": rows}))
+    with pytest.raises(RuntimeError, match="noise much at rate 1 is no Gaussian"):
         read_by_node(path)
 
 
