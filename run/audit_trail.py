@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from ..privacy.accounting.epsilon import GATE_INTERVAL
@@ -160,8 +161,7 @@ def _heading(run: str, rows: Sequence[TrailRow]) -> str:
         parts.append(f"purpose {', '.join(purposes)}")
     origins = [row.payload["origin"] for row in rows if "origin" in row.payload and row.act != NAME]
     parts += [*_origin(origins[0])] if origins else []
-    others = sorted({str(each["who"]) for each in origins[1:]})
-    parts += [f"resumed by {', '.join(others)}"] if others else []
+    parts += [clause for pair in pairwise(origins) for clause in _changes(*pair)]
     return ", ".join(parts)
 
 
@@ -178,6 +178,14 @@ def _origin(origin: Mapping[str, Any]) -> Iterator[str]:
         yield f"roster {roster['version']} ({roster['hash'][:SHORT]})"
     if "model" in origin:
         yield f"from model {origin['model'][:SHORT]}"
+
+
+def _changes(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the clauses of an origin after another of its run: a device's has a new roster, a resumed run another model."""
+    if (roster := later.get("roster")) and roster != earlier.get("roster"):
+        yield f"then roster {roster['version']} ({roster['hash'][:SHORT]})"
+    if later.get("model") != earlier.get("model") or later["who"] != earlier["who"]:
+        yield f"resumed by {later['who']}"
 
 
 def _act(entry: Entry, payload: Mapping[str, Any]) -> str:

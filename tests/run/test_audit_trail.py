@@ -94,7 +94,7 @@ def test_a_describe_after_the_commit_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_old_ledgers_are_read_without_origins(tmp_path: Path) -> None:
-    path = shutil.copy(OLD, tmp_path / "ledger")
+    path = Path(shutil.copy(OLD, tmp_path / "ledger"))
     rows = trail(path)
     assert verify(path).ok and {row.model_after for row in rows} == {None}
     assert all(row.origin == {} for row in rows)

@@ -21,6 +21,7 @@ from fedveil.privacy.ledger.caps import Cap
 from fedveil.privacy.ledger.client_sums import SUFFIX
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
 from fedveil.privacy.statistics.inquiry import read_inquiry
+from fedveil.run.audit_trail import audit_trail, by_run
 
 DELTA, TARGET, SUMS = 1e-5, 8.0, 13
 # With this noise thirteen record-level sums spend the whole of an owner's 8.
@@ -184,3 +185,17 @@ def test_questions_part_of_the_budget_holds_for_records(own: DeviceLedger, train
         codes.append(released(own, 1, None, name, inquiry=question))
     assert codes == [0, BUDGET_SPENT]
     assert spent(own) == pytest.approx(lost(int(trained), 1))
+
+
+def test_each_change_of_the_roster_is_on_the_ledger(own: DeviceLedger) -> None:
+    for number, version in ((1, 1), (2, 1), (3, 2)):
+        roster = {"version": version, "hash": f"{version:064x}"}
+        at_round = replace(own, origin={"who": "server of hearts", "roster": roster})
+        assert released(at_round, number, None) == 0
+    trail = [row for row in audit_trail(read_entries(own.path)) if row.act == "training"]
+    assert [row.origin["roster"]["version"] for row in trail] == [1, 1, 2]
+    assert ["origin" in row.payload for row in trail] == [True, False, True]
+    ((heading, _),) = by_run(trail)
+    assert heading == (
+        "run spring, started by server of hearts, roster 1 (000000000000), then roster 2 (000000000000)"
+    )
