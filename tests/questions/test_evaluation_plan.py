@@ -149,7 +149,7 @@ def test_clients_evaluate_the_model_that_is_released(
     assert len(questions(result["ledger"])) == 1
     assert verify(Path(result["ledger"])).ok
     assert command(["ledger", "show", result["ledger"]]) == 0
-    assert "Round 4, question: " in capsys.readouterr().out
+    assert "Round 4, evaluation (question), epsilon " in capsys.readouterr().out
 
 
 def test_spoiler_of_evaluations_alone_is_named_and_the_others_go_on(
