@@ -13,7 +13,7 @@ from ..configs.privacy_settings import (
     SumLevel,
     sum_level,
 )
-from ..configs.task_settings import CyclicCohort, FirstCohort
+from ..configs.task_settings import CyclicCohort
 from ..configs.values import By
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class FullAudit(_Audit):
         if isinstance(whole.cohort, CyclicCohort):
             text = "its canary clients cannot be scored for turns in some rounds only; use light"
             yield "audit.name", text
-        if isinstance(whole.cohort, FirstCohort):
+        if whole.cohort.by_arrival:
             yield "audit.name", "its canary clients would have to arrive among the first; use light"
         if whole.tried:
             text = "its canaries are in no arm, but test the promise to all clients; use light"

@@ -225,6 +225,8 @@ class PoissonCohort(Group):
     size: ClassVar[None] = None
     by_turns: ClassVar[bool] = False
     """Whether clients take turns, so that the whole run is one release."""
+    by_arrival: ClassVar[bool] = False
+    """Whether those of the invited clients take part that answer first."""
     secret: ClassVar[bool] = True
     """Whether the draw is secret, each client by its own coin, as amplification requires."""
 
@@ -238,6 +240,7 @@ class FixedCohort(Group):
     over_selection: Times | None = None
     """Invited clients over the planned cohort, to make up for dropouts; null: 1.3 with client_distributed, else 1."""
     by_turns: ClassVar[bool] = False
+    by_arrival: ClassVar[bool] = False
     secret: ClassVar[bool] = False
 
 
@@ -253,6 +256,7 @@ class SeparatedCohort(Group):
     """Participations of one client in the run; null: the fewest that num_rounds * size allows."""
     over_selection: ClassVar[None] = None
     by_turns: ClassVar[bool] = True
+    by_arrival: ClassVar[bool] = False
     secret: ClassVar[bool] = False
 
 
@@ -271,6 +275,7 @@ class FirstCohort(Group):
     staleness: Annotated[int, Field(ge=0, le=1)] = 1
     """1: a client that is still at work when its round ends goes on, and its answer may count in the next round. 0: it is late."""
     by_turns: ClassVar[bool] = True
+    by_arrival: ClassVar[bool] = True
     secret: ClassVar[bool] = False
 
     def conflicts(self, whole: Any) -> Iterator[tuple[str, str]]:
@@ -302,6 +307,7 @@ class CyclicCohort(Group):
     over_selection: ClassVar[None] = None
     size: ClassVar[None] = None
     by_turns: ClassVar[bool] = True
+    by_arrival: ClassVar[bool] = False
     secret: ClassVar[bool] = True
 
 
@@ -312,6 +318,7 @@ class AllCohort(Group):
     size: ClassVar[None] = None
     over_selection: ClassVar[None] = None
     by_turns: ClassVar[bool] = False
+    by_arrival: ClassVar[bool] = False
     secret: ClassVar[bool] = False
 
 

@@ -83,7 +83,7 @@ def build(
     # Noise may be repeated only where it protects nobody.
     is_seeded = population.simulated or (population.reads_data and not mode.spends)
     strategy = _strategy(settings, objects.strategy)
-    if isinstance(settings.cohort, FirstCohort) and population.reads_data and not population.simulated:
+    if settings.cohort.by_arrival and population.reads_data and not population.simulated:
         remedy = "real data on one machine have no clients that are late; use cohort=min_separation"
         raise Refusal("cohort", settings.cohort.name, remedy)
     federation = Federation(settings, task, cohort, seed if is_seeded else None, population, strategy)
@@ -221,12 +221,12 @@ def check_cohort(settings: SimulationSettings, num_clients: int) -> None:
 def _check_turns(settings: SimulationSettings) -> None:
     """Refuse settings that do not suit a cohort whose clients take turns, so that its rounds are one release."""
     cohort, level = settings.cohort, sum_level(settings.privacy)
-    if settings.secagg is not None and not isinstance(cohort, FirstCohort):
+    if settings.secagg is not None and not cohort.by_arrival:
         raise Refusal("cohort", cohort.name, "its rounds are one release; use another with encrypted sums")
     if level is None:
         remedy = "its rounds are releases on the population's ledger; protect clients as well, or use another cohort"
         raise Refusal("cohort", cohort.name, remedy)
-    if isinstance(cohort, FirstCohort) and isinstance(settings.privacy, RecordAndClient):
+    if cohort.by_arrival and isinstance(settings.privacy, RecordAndClient):
         remedy = "its clients train more often than they take part, for which their records' noise is not planned; use another cohort"
         raise Refusal("cohort", cohort.name, remedy)
     for choice in ("clipping", "noise_schedule"):

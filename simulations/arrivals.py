@@ -67,19 +67,19 @@ class VirtualRounds:
           nodes: those that it invites.
         """
         going_on = {
-            node: (left, start)
-            for node, (left, start) in self._at_work.items()
+            node: (rest, start)
+            for node, (rest, start) in self._at_work.items()
             if start >= row - self.staleness
         }
         at_work = {node: (self.times[node], row) for node in nodes} | going_on
-        order = sorted((left, node) for node, (left, _) in at_work.items())
-        in_time = [(left, node) for left, node in order if left <= self.deadline][: self.enough]
+        order = sorted((rest, node) for node, (rest, _) in at_work.items())
+        in_time = [(rest, node) for rest, node in order if rest <= self.deadline][: self.enough]
         arrived: dict[int, list[int]] = {}
         for _, node in in_time:
             arrived.setdefault(at_work.pop(node)[1], []).append(node)
         is_over = len(in_time) == self.enough or not at_work
         length = in_time[-1][0] if is_over and in_time else self.deadline
-        self._at_work = {node: (left - length, start) for node, (left, start) in at_work.items()}
+        self._at_work = {node: (rest - length, start) for node, (rest, start) in at_work.items()}
         return {start: sorted(each) for start, each in sorted(arrived.items())}, length
 
 
