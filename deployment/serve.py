@@ -200,7 +200,12 @@ def _lasting(settings: ServerSettings) -> dict[str, Any]:
     They are compared as they were read: a key that an earlier release did not know has its default, which keeps what
     that release did.
     """
-    passing = {"reason": True, "metrics_port": True, "metrics_address": True, "link": set(WAITS)}
+    passing: dict[str, Any] = {
+        "reason": True,
+        "metrics_port": True,
+        "metrics_address": True,
+        "link": set(WAITS),
+    }
     read = settings.model_dump(by_alias=True, exclude=passing)
     return {**read, **read.pop("training")}  # its keys are on the same level as the others
 

@@ -88,18 +88,18 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 97_620,  # with docstrings, comments and blank lines
-    "lines of the core": 58_320,
+    "lines of the package": 100_261,  # with docstrings, comments and blank lines
+    "lines of the core": 59_591,
     "files that know many features": 0,
-    "tests of None": 1_447,
-    "tests of None on a part's name": 23,
-    "conditional expressions": 1_592,
+    "tests of None": 1_463,
+    "tests of None on a part's name": 25,
+    "conditional expressions": 1_607,
     "parameters that are tuples": 5,
     "properties that are read for their refusal": 0,
     "names that are participles or adverbs": 7,
     "files with functions and no test of their name": 191,
-    "files that the smallest job loads": 181,
-    "lines that the smallest job loads": 29_709,
+    "files that the smallest job loads": 184,
+    "lines that the smallest job loads": 30_432,
 }
 SMALLEST = """
 import sys, json
