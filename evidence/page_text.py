@@ -18,7 +18,7 @@ PREFIX = 16  # of a hash, hexadecimal digits
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 # What pages are made of, earlier ones too: no element or attribute runs, loads or sends anything.
 _NAMES = re.compile(
-    "html|head|meta|title|style|body|header|main|nav|section|footer|h1|h2|h3|p|div|span|strong|b|i|br|a|code|pre|ul|li|"
+    "html|head|meta|title|style|body|header|main|nav|section|footer|details|summary|h1|h2|h3|p|div|span|strong|b|i|br|a|code|pre|ul|li|"
     "dl|dt|dd|table|caption|thead|tbody|tr|th|td|figure|figcaption|svg|g|path|rect|circle|line|polyline|text"
 )
 _ATTRIBUTES = re.compile(
