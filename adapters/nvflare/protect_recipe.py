@@ -104,9 +104,7 @@ def protect_recipe(
         for each in app.executors:
             each.tasks = [task]  # any other is unknown to the client
             each.executor.__class__ = QuietExecutor  # with all that the recipe has set
-    job.set_app_packages(
-        [*job.job.app_packages, PACKAGE]
-    )  # installed at each site, and not copied into the job
+    _leave_out_own_files(job.job)
     check = inside._validate_before_use
 
     def validate() -> None:
@@ -114,6 +112,21 @@ def protect_recipe(
         check()
 
     inside._validate_before_use = validate
+
+
+def _leave_out_own_files(config: Any) -> None:
+    """Let the export of a job copy no file of fedveil, which each site has installed.
+
+    The packages that NVFLARE leaves out must lie in a folder of their name, which a checkout need not.
+    """
+    config.set_app_packages([*config.app_packages, PACKAGE])
+    copy_file = config._get_custom_file
+
+    def copy_others(folder: str, module: str, *more: Any, **named: Any) -> None:
+        if module.partition(".")[0] != PACKAGE:
+            copy_file(folder, module, *more, **named)
+
+    config._get_custom_file = copy_others
 
 
 def require_accountable(job: Any, own: Sequence[object]) -> tuple[str, Any]:
