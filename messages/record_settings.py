@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
+from ..base.bounded_decoding import RARE
 from .training_order import RecordTerms
 
 
@@ -34,7 +36,7 @@ class RecordPrivacy:
     ledgers: tuple[str, ...] = ()
     noise_by_ledger: tuple[tuple[str, float], ...] = ()
     clients_per_person: int | None = None
-    origin: str = "{}"
+    origin: Annotated[str, RARE] = "{}"
 
     def numbers(self, client: int, clients: int) -> tuple[int, Sequence[int]]:
         """Return the number of a client and the numbers of all clients, for the choice of each person's clients."""
