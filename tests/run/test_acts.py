@@ -47,9 +47,9 @@ def test_a_refusal_is_an_entry_that_costs_nothing(tmp_path: Path, capsys: pytest
     capsys.readouterr()
     assert show(run) == 0
     told = capsys.readouterr().out
-    assert "for reading the hour" in told and "was refused at no cost: the client budget is spent" in told
+    assert "purpose reading the hour" in told and "was refused at no cost: the client budget is spent" in told
     assert (
-        "against the clients and the model; rng seeded; released." in told
+        "against the clients and the model; rng seeded; released, model " in told
         and "The run was closed, exhausted" in told
     )
 
@@ -97,7 +97,7 @@ def test_resumption_despite_an_alarm_names_its_actor(tmp_path: Path, monkeypatch
     assert (found["who"], found["reason"]) == (acting_user(), "the alarm was of a test")
 
 
-def test_show_lists_the_newest_run_first_and_only_requested_acts(
+def test_show_lists_the_newest_run_last_and_only_requested_acts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from dp_accounting import GaussianDpEvent
@@ -115,10 +115,10 @@ def test_show_lists_the_newest_run_first_and_only_requested_acts(
         show(tmp_path, run, unit, purpose)
         return [line for line in capsys.readouterr().out.splitlines() if line.startswith("run ")]
 
-    assert told() == ["run third, for billing", "run second", "run first, for counting"]
+    assert told() == ["run first, purpose counting", "run second", "run third, purpose billing"]
     assert told("se") == ["run second"]
     assert told(None, "client") == [] and len(told(None, "record")) == 3
-    assert told(None, None, "bill") == ["run third, for billing"]
+    assert told(None, None, "bill") == ["run third, purpose billing"]
     show(tmp_path / "a.ledger", "third", as_json=True)
     assert {json.loads(each["key"])[0] for each in json.loads(capsys.readouterr().out)} == {"third"}
     assert verify(tmp_path / "a.ledger").ok
