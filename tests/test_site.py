@@ -79,9 +79,18 @@ def test_files_that_pages_link_to_are_on_the_site(site: Path) -> None:
 # --- the verb ---------------------------------------------------------------------------------------------------
 
 
+# A shell's process in the background ignores Ctrl-C, and so would what it starts.
+HEEDING = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from fedveil.__main__ import main
+sys.exit(main())
+"""
+
+
 @pytest.fixture
 def served() -> Iterator[tuple[subprocess.Popen[str], str]]:
-    command = [sys.executable, "-m", "fedveil", "docs", "--no-browser"]
+    command = [sys.executable, "-c", HEEDING, "docs", "--no-browser"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         address = process.stdout.readline().split()[4]

@@ -122,9 +122,9 @@ def _leave_out_own_files(config: Any) -> None:
     config.set_app_packages([*config.app_packages, PACKAGE])
     copy_file = config._get_custom_file
 
-    def copy_others(folder: str, module: str, *more: Any, **named: Any) -> None:
+    def copy_others(folder: str, module: str, *more: Any, **options: Any) -> None:
         if module.partition(".")[0] != PACKAGE:
-            copy_file(folder, module, *more, **named)
+            copy_file(folder, module, *more, **options)
 
     config._get_custom_file = copy_others
 
