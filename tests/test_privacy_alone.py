@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from shared.absent import ABSENT
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("base", "privacy")
@@ -35,18 +36,18 @@ OTHERS = [
 ]
 PLUGINS = ("-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin")
 # A plugin of pytest: none of these packages can be imported, and no editable installation gives the other rooms.
-PLUGIN = """
-import sys
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {others}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path[:] = [Absent(), *(each for each in sys.meta_path if "editable" not in repr(each).lower())]
+PLUGIN = (
+    f"blocked = {OTHERS}\n{ABSENT}"
+    + """
+import os
+sys.meta_path[:] = [each for each in sys.meta_path if "editable" not in repr(each).lower()]
 def pytest_sessionfinish():
     import fedveil.privacy
-    assert fedveil.privacy.__file__.startswith({site!r}), fedveil.privacy.__file__
-    assert set(fedveil.__path__) == {{{site!r} + "/fedveil"}}, fedveil.__path__
+    site = os.path.dirname(__file__) + "/site/fedveil"
+    assert fedveil.privacy.__file__.startswith(site), fedveil.privacy.__file__
+    assert set(fedveil.__path__) == {site}, fedveil.__path__
 """
+)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,7 @@ def run_alone(wheel: Path, folder: Path, files: list[Path]) -> subprocess.Comple
     site = folder / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
-    (folder / "absent.py").write_text(PLUGIN.format(others=set(OTHERS), site=str(site)))
+    (folder / "absent.py").write_text(PLUGIN)
     paths = [str(folder), str(site), str(ROOT / "tests")]
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "absent", *PLUGINS, *map(str, files)],

@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from shared.absent import ABSENT
 
 ROOT = Path(__file__).parents[1]
 ROOMS = (
@@ -117,14 +118,12 @@ WITHOUT = {
         ("client", "strategies", "deployment.device", "deployment.owner_page"),
     ),
 }
-PROBE = """
+PROBE = (
+    f"""
 import importlib, pkgutil, sys
 blocked, rooms = sys.argv[1].split(","), sys.argv[2].split(",")
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in blocked:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Blocked())
+{ABSENT}"""
+    + """
 failed = []
 for room in rooms:
     package = importlib.import_module(f"fedveil.{room}")
@@ -135,6 +134,7 @@ for room in rooms:
             failed.append(f"{module.name}: {problem}")
 print("\\n".join(failed))
 """
+)
 
 
 @pytest.mark.parametrize("extra", WITHOUT)
