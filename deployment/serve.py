@@ -50,7 +50,6 @@ from ..modes.federation import Federation
 from ..populations.deployed import Deployed, last_questions
 from ..privacy.ledger.hash_chain import Head, exclusive_lock
 from ..privacy.ledger.receipt import COMPARED, UNCOMPARED, Receipt, RunDescription, holds
-from ..privacy.sampling import NO_BOUNDS
 from ..privacy.secagg.rollover import Rollover
 from ..privacy.secagg.suite import KEY_BYTES
 from ..questions.scaling import apply_answer
@@ -334,7 +333,7 @@ def _run(
         if federation.sends_differences:
             link = replace(link, grid=DifferenceGrid(link.grid))
         link = with_log(link, bundle, rosters)
-        if (federation.cohort.turns or NO_BOUNDS).staleness:
+        if federation.turns.staleness:
             link = replace(link, grid=LateAnswers(link.grid))
         if not quiet:
             print("\n".join(filter(None, lines)), flush=True)

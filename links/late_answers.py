@@ -27,7 +27,8 @@ class LateAnswers(PassingGrid):
     ) -> Iterable[Message]:
         """Send the messages to those that are not at work, and yield the replies as they come, late ones included.
 
-        If all are at work, they are asked anew, and one answer of each counts, whichever comes first. `timeout` is in seconds; None waits without limit.
+        If all are at work, they are asked anew, and one answer of each counts, whichever comes first. `timeout` is in
+        seconds; None waits without limit.
         """
         requests = list(messages)
         if not requests or not may_be_late(requests[0].content):

@@ -15,7 +15,6 @@ from ..messages.client_settings import Encryption
 from ..populations.population import extra_of
 from ..privacy.mechanisms.compression import CompressionPlan
 from ..privacy.plan import MIN_PLAN_NOISE, Plan
-from ..privacy.sampling import NO_BOUNDS
 from ..strategies.cohorts import invited_size
 from .mode import COUNT_BOUND_BATCHES, Mode, Parts
 
@@ -127,7 +126,7 @@ class Federation(Parts):
         """Refuse a cohort whose expected size, extra clients included, is too small for an encrypted sum."""
         invited = invited_size(self.cohort, self.num_clients)
         self.check_sum(round(invited * self.num_nodes / self.num_clients))
-        if self.masking is not None and (self.cohort.turns or NO_BOUNDS).by_arrival:
+        if self.masking is not None and self.turns.by_arrival:
             size = self.cohort.expected_size(self.num_clients)
             if (least := self.masking.attendance(round(invited)).least) > size:
                 remedy = f"an encrypted sum of {invited:g} needs {least}, and a round ends with {size:g}; invite fewer"

@@ -25,6 +25,7 @@ from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sum_spec import Segment
 from ..privacy.plan import Plan
 from ..privacy.preconditions import check_adjacency
+from ..privacy.sampling import NO_BOUNDS, Turns
 from ..server.round_terms import UnitsPerClient
 from ..strategies.cohorts import Cohort
 from ..tasks.data import Data, data_of, size_of
@@ -80,6 +81,11 @@ class Parts:
     def num_clients(self) -> int:
         """Number of clients."""
         return self.population.num_clients
+
+    @property
+    def turns(self) -> Turns:
+        """Bounds on the participation of a client that the cohort keeps."""
+        return self.cohort.turns or NO_BOUNDS
 
     @property
     def declared_clients(self) -> int:

@@ -14,7 +14,6 @@ from ..privacy.mechanisms.sizing import Attendance, size_shares
 from ..privacy.mechanisms.sum_spec import WEIGHT, Segment, SumSpec, metrics_share
 from ..privacy.plan import Plan
 from ..privacy.preconditions import VACUOUS_CLIENTS, vacuity
-from ..privacy.sampling import NO_BOUNDS
 from ..strategies.cohorts import All
 from .mode import COUNT_BOUND_BATCHES, EVERYBODY, Mode, Promise
 
@@ -142,7 +141,7 @@ class SumMode(Mode):
 
     def limits(self, plan: Plan, masking: Masking | None) -> list[str]:
         """Return sentences on what the plan does not protect from: a server that is trusted, or clients that collude."""
-        assumption = (self.parts.cohort.turns or NO_BOUNDS).assumption
+        assumption = self.parts.turns.assumption
         sums = self.clear_sums if masking is None else self._of_encrypted(plan, masking)
         return [*filter(None, [assumption]), sums]
 

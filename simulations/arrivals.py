@@ -22,7 +22,6 @@ from ..modes.federation import Federation
 from ..privacy.mechanisms.private_sum import CohortSum
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sum_spec import SumSpec
-from ..privacy.sampling import NO_BOUNDS
 
 TIE = 1e-9  # relative difference by which a random order of clients that take the same time is made
 
@@ -125,7 +124,7 @@ class ArrivingGrid(PassingGrid):
 def with_arrivals(grid: SummingGrid, federation: Federation) -> ArrivingGrid:
     """Return a grid whose clients answer in virtual time, by the speeds of the settings."""
     assert isinstance(grid, Grid)
-    speed, turns = federation.settings.speed, federation.cohort.turns or NO_BOUNDS
+    speed, turns = federation.settings.speed, federation.turns
     times = times_of(speed, list(grid.get_node_ids()), federation.randomness)
     size = round(federation.cohort.expected_size(federation.num_clients))
     rounds = VirtualRounds(

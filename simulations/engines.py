@@ -20,7 +20,6 @@ from ..messages.wire import SummingGrid
 from ..modes.federation import Federation
 from ..privacy.mechanisms.private_sum import CohortSum
 from ..privacy.mechanisms.sum_spec import SumSpec
-from ..privacy.sampling import NO_BOUNDS
 from ..run.prepared_run import Run
 from ..strategies.cohorts import invited_size
 from .clients import Clients, fault_mods
@@ -79,7 +78,7 @@ def require_virtual_time(federation: Federation, grid: Grid | None) -> None:
 
 def _has_speeds(federation: Federation) -> bool:
     """Return whether clients differ in speed, or the cohort depends on who is first."""
-    return (federation.cohort.turns or NO_BOUNDS).by_arrival or federation.settings.speed.any
+    return federation.turns.by_arrival or federation.settings.speed.any
 
 
 def clients_of(federation: Federation, settings: ClientSettings, count: int, at_once: bool) -> Clients:
