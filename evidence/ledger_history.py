@@ -28,7 +28,7 @@ from ..privacy.ledger.ledger_state import (
 )
 from ..privacy.ledger.ledger_state import verify as verify_ledger
 from ..privacy.ledger.question_caps import QUESTION, ledger_questions
-from ..run.audit_trail import audit_trail, by_run, sentence
+from ..run.audit_trail import audit_trail, by_run, rounded_up, sentence
 from ..run.run_files import Fields, RunFiles
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def questions_on(entries: Sequence[Entry], run: str | None = None) -> list[dict[
             "name": question.name.replace(f"{run}{EVALUATION}", EVALUATION.strip()),
             "purposes": ", ".join(question.purposes),
             "why": question.reason or None,
-            "epsilon": rounded_up(question.epsilon),
+            "epsilon": stated_epsilon(question.epsilon),
             "time": question.time,
             "state": question.state,
         }
@@ -119,7 +119,7 @@ def plan_curve(run: RunFiles) -> list[list[Any]]:
         if schedule != "none":  # after each interval, and after the last round
             is_between = number == num_rounds and num_rounds % interval > 0
             events += of_evaluation * (number // interval + is_between)
-        curve.append([number, rounded_up(spent_epsilon(events, delta, adjacency, None, GATE_INTERVAL))])
+        curve.append([number, stated_epsilon(spent_epsilon(events, delta, adjacency, None, GATE_INTERVAL))])
     return curve
 
 
@@ -131,13 +131,13 @@ def _common_event(charges: Sequence[Fields]) -> list[DpEvent]:
     return [event_from_json(json.loads(text)) for text in texts]
 
 
-def rounded_up(value: float | None) -> float | str | None:
+def stated_epsilon(value: float | None) -> float | str | None:
     """Return an epsilon rounded up to `DECIMALS`; infinity becomes a word, since JSON has no number for it."""
     if value is None:
         return None
     if math.isinf(value):
         return "infinity"
-    return math.ceil(round(value * 10**DECIMALS, 3)) / 10**DECIMALS
+    return rounded_up(value, DECIMALS)
 
 
 def _known_head(run: RunFiles) -> dict[str, Any] | None:
@@ -171,9 +171,9 @@ def describe_verification(verification: Verification) -> dict[str, Any]:
         "ok": verification.ok,
         "problem": verification.problem,
         "delta": verification.delta,
-        "epsilon": rounded_up(verification.epsilon),
-        "epsilon_pld": rounded_up(verification.epsilon_pld),
-        "epsilon_rdp": rounded_up(verification.epsilon_rdp),
+        "epsilon": stated_epsilon(verification.epsilon),
+        "epsilon_pld": stated_epsilon(verification.epsilon_pld),
+        "epsilon_rdp": stated_epsilon(verification.epsilon_rdp),
     }
 
 
@@ -213,7 +213,7 @@ def _runs(run: RunFiles, delta: float | None) -> list[dict[str, Any]]:
                 "begun": first[name].get("time"),
                 "ended": payload.get("time"),
                 "releases": releases[name],
-                "epsilon_after": rounded_up(epsilon),
+                "epsilon_after": stated_epsilon(epsilon),
                 "target_epsilon": payload["budget"]["target_epsilon"],
             }
         )

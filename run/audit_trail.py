@@ -231,7 +231,7 @@ def sentence(row: TrailRow) -> str:
     if entry.kind in ACTS:
         who, why = payload["who"] or "an unknown person", payload["reason"] or "no reason given"
         return f"{entry.kind.capitalize()} by {who}{_detail(payload)}: {why}."
-    fields = ", ".join(f"{name} {value}" for name, value in payload.items() if name != "time")
+    fields = ", ".join(f"{name} {_counted(value)}" for name, value in payload.items() if name != "time")
     return f"Noted in round {row.number}, {json.loads(entry.key)[2]}: {fields}."
 
 
@@ -240,7 +240,7 @@ def _release(row: TrailRow) -> str:
     payload, mechanism = row.payload, json.loads(row.entry.key)[2]
     clauses = [f"{row.act} ({mechanism})"]
     if row.epsilon is not None:
-        clauses[0] += f", epsilon {_rounded_up(row.epsilon)} of {payload['budget']['target_epsilon']:g}"
+        clauses[0] += f", epsilon {_shown(row.epsilon)} of {payload['budget']['target_epsilon']:g}"
     by_event: dict[str, list[str]] = {}
     for adversary, event in payload["events"].items():
         by_event.setdefault(format_event(event), []).append(adversary)
@@ -253,11 +253,19 @@ def _release(row: TrailRow) -> str:
     return "; ".join(clauses)
 
 
-def _rounded_up(epsilon: float) -> str:
+def _counted(value: Any) -> Any:
+    """Return a value of a note; of a list, as of the clients that came first, only the number of its entries."""
+    return f"of {len(value)}" if isinstance(value, list) else value
+
+
+def _shown(epsilon: float) -> str:
     """Return an epsilon with `DECIMALS`."""
-    if math.isinf(epsilon):
-        return "infinity"
-    return f"{math.ceil(round(epsilon * 10**DECIMALS, 3)) / 10**DECIMALS:.{DECIMALS}f}"
+    return "infinity" if math.isinf(epsilon) else f"{rounded_up(epsilon, DECIMALS):.{DECIMALS}f}"
+
+
+def rounded_up(epsilon: float, decimals: int) -> float:
+    """Return a finite epsilon rounded up to so many decimals, but for the dust of binary fractions."""
+    return math.ceil(round(epsilon * 10**decimals, 3)) / 10**decimals
 
 
 def _outcome(row: TrailRow) -> str:

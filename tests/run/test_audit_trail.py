@@ -117,3 +117,10 @@ def test_a_run_writes_its_origin_and_its_models(tmp_path: Path) -> None:
     arrays = load_file(tmp_path / "run" / "model.safetensors")
     assert second.model_after in (hash_of(arrays), hash_of(dict(reversed(arrays.items()))))
     assert close.act == "close" and close.cells()["who"] == acting_user()
+
+
+def test_a_note_of_clients_is_shown_as_their_number(tmp_path: Path) -> None:
+    """The page of a run shows the trail: who came first is on the ledger alone."""
+    with opened(tmp_path / "ledger") as ledger:
+        ledger.note(("run", 1, "arrivals"), {"cohort": [7001, 7002, 7003]})
+    assert sentence(trail(tmp_path / "ledger")[-1]) == "Noted in round 1, arrivals: cohort of 3."
