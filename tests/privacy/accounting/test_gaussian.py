@@ -4,11 +4,13 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from dp_accounting import GaussianDpEvent, LaplaceDpEvent
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import norm
 
 from fedveil.privacy.accounting.epsilon import epsilon
 from fedveil.privacy.accounting.events import Gaussian, event_to_json
@@ -17,6 +19,7 @@ from fedveil.privacy.accounting.gaussian import (
     exact_epsilon,
     gaussian_delta,
     gaussian_epsilon,
+    gaussian_mu,
 )
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release, Unit
 from fedveil.privacy.ledger.ledger import BudgetExhausted, Ledger, verify
@@ -83,6 +86,7 @@ def test_a_ledger_of_gaussians_is_spent_exactly_to_its_budget(tmp_path):
 ALONE = """
 import sys
 from pathlib import Path
+from pathlib import Path
 from fedveil.privacy.budget import Adversary, Budget, Release, Unit
 from fedveil.privacy.accounting.events import Gaussian
 from fedveil.privacy.ledger.ledger import BudgetExhausted, Ledger
@@ -99,3 +103,20 @@ def test_no_accountant_is_loaded_for_it(tmp_path):
     command = [sys.executable, "-c", ALONE, str(tmp_path / "ledger")]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert out.splitlines() == ["6.573 False"] * 2
+
+
+PAGE = Path(__file__).parents[3] / "docs" / "epsilon.md"
+WRONGLY, DELTA = 0.05, 1e-5  # of the table: share of others that a test wrongly suspects, and delta
+
+
+@pytest.mark.parametrize("epsilon", ["0.1", "1", "3", "8"])
+def test_the_page_on_epsilon_states_the_best_test_of_a_gaussian(epsilon: str) -> None:
+    """By the trade-off of a Gaussian (Dong et al. 2019, arXiv:1905.02383), all rounded up."""
+    value, mu = float(epsilon), gaussian_mu(float(epsilon), DELTA)
+    shares = (
+        norm.cdf(mu / 2),
+        norm.cdf(norm.ppf(WRONGLY) + mu),
+        (math.exp(value) + DELTA) / (1 + math.exp(value)),
+    )
+    row = " | ".join([epsilon, *(str(math.ceil(100 * share)) for share in shares)])
+    assert f"\n| {row} |\n" in PAGE.read_text()
