@@ -6,6 +6,7 @@ import logging
 import os
 import tempfile
 import webbrowser
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -59,10 +60,8 @@ def docs(
             print(f"The documents are at {address} until Ctrl-C.", flush=True)
             if not no_browser:
                 webbrowser.open(address)
-            try:
+            with suppress(KeyboardInterrupt):
                 server.serve_forever()
-            except KeyboardInterrupt:
-                return 0
     return 0
 
 

@@ -50,7 +50,7 @@ def show(
       fedveil ledger show first/ledger --csv
     """
     from ..privacy.ledger.ledger import read_entries
-    from ..run.audit_trail import COLUMNS, audit_trail
+    from ..run.audit_trail import audit_trail
 
     if as_json and as_csv:
         raise click.UsageError("--json and --csv exclude each other", click.get_current_context())
@@ -74,7 +74,8 @@ def show(
     if as_csv:
         import csv
 
-        table = csv.DictWriter(sys.stdout, ("ledger", *COLUMNS), lineterminator="\n")
+        columns = dict.fromkeys(name for row in rows for name in row)  # those of every row
+        table = csv.DictWriter(sys.stdout, [*columns], lineterminator="\n")
         table.writeheader()
         table.writerows({name: _as_text(value) for name, value in row.items()} for row in rows)
     return 0

@@ -25,24 +25,6 @@ MAX_EPSILONS = 100  # last releases whose epsilon is recomputed, at some millise
 DECIMALS = 3  # of an epsilon in a sentence, as in the lines of a run
 SHORT = 12  # characters of a hash in a sentence
 OWNERS = (CAPS, ROSTERS, DECISIONS)  # in the place of a run's name, of the data's owner
-COLUMNS = [
-    "seq",
-    "time",
-    "run",
-    "act",
-    "round",
-    "who",
-    "purpose",
-    "task",
-    "data",
-    "schema",
-    "roster",
-    "model_before",
-    "model_after",
-    "epsilon",
-    "target_epsilon",
-    "sentence",
-]
 
 
 @dataclass(frozen=True)
@@ -82,7 +64,7 @@ class TrailRow:
         return str(self.payload.get("time", ""))
 
     def cells(self) -> dict[str, Any]:
-        """Return the cells of this row by `COLUMNS`; None of what the ledger does not say."""
+        """Return the cells of this row by the name of the column; None of what the ledger does not say."""
         roster = self.origin.get("roster")
         return {
             "seq": self.entry.seq,
@@ -138,8 +120,7 @@ def _run(entry: Entry) -> str:
 
 def _model_of(outcome: Entry | None) -> str | None:
     """Return the hash of a model in a commit; None where there is none."""
-    model = json.loads(outcome.payload).get("model") if outcome is not None else None
-    return None if model is None else str(model)
+    return json.loads(outcome.payload if outcome else "{}").get("model")
 
 
 def by_run(rows: Sequence[TrailRow]) -> Iterator[tuple[str, list[TrailRow]]]:
@@ -231,7 +212,10 @@ def sentence(row: TrailRow) -> str:
     if entry.kind in ACTS:
         who, why = payload["who"] or "an unknown person", payload["reason"] or "no reason given"
         return f"{entry.kind.capitalize()} by {who}{_detail(payload)}: {why}."
-    fields = ", ".join(f"{name} {_counted(value)}" for name, value in payload.items() if name != "time")
+    counts = {
+        name: f"of {len(each)}" for name, each in payload.items() if isinstance(each, list)
+    }  # of clients
+    fields = ", ".join(f"{name} {value}" for name, value in {**payload, **counts}.items() if name != "time")
     return f"Noted in round {row.number}, {json.loads(entry.key)[2]}: {fields}."
 
 
@@ -253,14 +237,11 @@ def _release(row: TrailRow) -> str:
     return "; ".join(clauses)
 
 
-def _counted(value: Any) -> Any:
-    """Return a value of a note; of a list, as of the clients that came first, only the number of its entries."""
-    return f"of {len(value)}" if isinstance(value, list) else value
-
-
 def _shown(epsilon: float) -> str:
     """Return an epsilon with `DECIMALS`."""
-    return "infinity" if math.isinf(epsilon) else f"{rounded_up(epsilon, DECIMALS):.{DECIMALS}f}"
+    if math.isinf(epsilon):
+        return "infinity"
+    return f"{rounded_up(epsilon, DECIMALS):.{DECIMALS}f}"
 
 
 def rounded_up(epsilon: float, decimals: int) -> float:

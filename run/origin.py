@@ -28,8 +28,7 @@ def origin_of(federation: Federation, arrays: Arrays | None = None) -> dict[str,
     origin: dict[str, Any] = {"who": acting_user(), "task": settings.task.own or settings.task.option}
     if settings.task.data_id:
         origin["data"] = settings.task.data_id
-    planned = federation.cohort.expected_size(federation.declared_clients)
-    origin["clients"] = round(planned, 1)
+    origin["clients"] = round(federation.cohort.expected_size(federation.declared_clients), 1)
     if isinstance(task, PredictingTask):
         files = sorted(task.beside_the_model().items())
         origin["schema"] = hashlib.sha256(b"".join(content for _, content in files)).hexdigest()

@@ -128,7 +128,7 @@ class Protected:
     def __post_init__(self) -> None:
         self.choices = self.privacy.adaptation.first(self.privacy.plan)
         self._noise = self.privacy.plan.mechanism.noise(self.rows.stream_of)
-        self._last: Key | None = None  # of the last settled release
+        self._last: Key = ("", 0, "")  # of the last settled release
 
     @property
     def round_choices(self) -> Choices:
@@ -240,8 +240,7 @@ class Protected:
 
     def record_model(self, arrays: Arrays) -> None:
         """Add the hash of the model after the last settled row to its commit; it is post-processing of what was charged."""
-        if self._last is not None:
-            self.privacy.ledger.describe(self._last, {"model": hash_of(arrays)})
+        self.privacy.ledger.describe(self._last, {"model": hash_of(arrays)})
 
     def _release(self, row: int, cohort: Sequence[int]) -> Release:
         """Return the row's release: `reserve` writes it, and `settle` names it again for the commit."""

@@ -3,11 +3,9 @@
 If each round is a release of its own, row and round are the same. If several rounds form one release, the ledger
 records every row before anything is sent, with its cohort unless the accounting relies on a secret draw. A cohort that
 is known only once its clients have answered is recorded before their sum is noised: a crash before that released nothing,
-and a crash after it leaves them counted.
-
-A declared simulation repeats a row bit for bit, so that row and round are the same there too. With a cohort by arrival it
-does not, since the clients that were at work when it ended are forgotten. On real data a client never trains the same update
-twice: a row that was reserved before a crash may have been released and is not used again; its clients
+and a crash after it leaves them counted. A declared simulation repeats a row bit for bit, so that row and round are the
+same there too, but with a cohort by arrival, since it forgets which clients were at work. On real data a client never trains
+the same update twice: a row that was reserved before a crash may have been released and is not used again; its clients
 count as having taken part, and the round continues with the next row.
 """
 

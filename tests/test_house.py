@@ -88,12 +88,12 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 100_281,  # with docstrings, comments and blank lines
-    "lines of the core": 59_593,
+    "lines of the package": 100_268,  # with docstrings, comments and blank lines
+    "lines of the core": 59_580,
     "files that know many features": 0,
-    "tests of None": 1_463,
+    "tests of None": 1_460,
     "tests of None on a part's name": 25,
-    "conditional expressions": 1_607,
+    "conditional expressions": 1_606,
     "parameters that are tuples": 5,
     "properties that are read for their refusal": 0,
     "names that are participles or adverbs": 7,

@@ -141,9 +141,8 @@ class Ledger:
         self._budget = budget  # before the owner's caps
         self._resources = resources
         self.purpose: str | None = None
-        self.origin: Mapping[
-            str, Any
-        ] = {}  # of the next run's releases: who began it, on which data and model
+        # Of the next run's releases: who began it, on which data and model.
+        self.origin: Mapping[str, Any] = {}
         self.caps: tuple[Cap, ...] = ()
         self.shared: tuple[SharedBudget, ...] = ()
         self._threads = threading.RLock()  # held by a thread of this process while it reads or writes

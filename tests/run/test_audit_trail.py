@@ -119,7 +119,7 @@ def test_a_run_writes_its_origin_and_its_models(tmp_path: Path) -> None:
     assert close.act == "close" and close.cells()["who"] == acting_user()
 
 
-def test_a_note_of_clients_is_shown_as_their_number(tmp_path: Path) -> None:
+def test_a_note_of_clients_tells_only_how_many(tmp_path: Path) -> None:
     """The page of a run shows the trail: who came first is on the ledger alone."""
     with opened(tmp_path / "ledger") as ledger:
         ledger.note(("run", 1, "arrivals"), {"cohort": [7001, 7002, 7003]})
