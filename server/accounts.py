@@ -93,7 +93,7 @@ class Unprotected(Unnoised):
     def audit_view(self, number: int, row: int, mean: Mean, cohort: RoundCohort) -> None:
         """Return None: no noise is claimed."""
 
-    def settle(self, number: int, row: int, cohort: Sequence[int], mean: Mean) -> None:
+    def settle(self, number: int, row: int, mean: Mean) -> None:
         """Commit nothing."""
 
     def record_model(self, arrays: Arrays) -> None:
@@ -179,7 +179,7 @@ class Protected:
           BudgetExhausted: it does not fit; nothing was written.
           Refusal: another run of this name has released the row with noise that cannot be repeated.
         """
-        self.privacy.ledger.reserve_new(replace(self._release(row, cohort), arm=arm))
+        self.privacy.ledger.reserve_new(self._release(row, cohort, arm))
 
     def arrive(self, row: int, nodes: Sequence[int]) -> None:
         """Record whose vectors are in the row's sum, as `RunRows.arrive` does."""
@@ -232,18 +232,18 @@ class Protected:
         step = mean.step / plan.clipping_norm
         return ReleasedSum(number, layers, noise, rate, charged, cohort, records, mean.sketch, step)
 
-    def settle(self, number: int, row: int, cohort: Sequence[int], mean: Mean) -> None:
+    def settle(self, number: int, row: int, mean: Mean) -> None:
         """Commit the row's charge, and make the next choices. The commit may be written with the next reservation."""
-        self.privacy.ledger.commit(self._release(row, cohort).key, durable=False)
+        self._last = (self.run, row, MECHANISM)
+        self.privacy.ledger.commit(self._last, durable=False)
         self.choices = self.privacy.adaptation.next(self.choices, number, mean.scalars)
-        self._last = self._release(row, cohort).key
 
     def record_model(self, arrays: Arrays) -> None:
         """Add the hash of the model after the last settled row to its commit; it is post-processing of what was charged."""
         self.privacy.ledger.describe(self._last, {"model": hash_of(arrays)})
 
-    def _release(self, row: int, cohort: Sequence[int]) -> Release:
-        """Return the row's release: `reserve` writes it, and `settle` names it again for the commit."""
+    def _release(self, row: int, cohort: Sequence[int], arm: Arm | None) -> Release:
+        """Return the row's release, whose key `settle` names again for the commit."""
         plan = self.plan
         events = dict.fromkeys(plan.adversaries, plan.event_of(row))
         order = plan.filter_order if self.privacy.adaptation.noise else None
@@ -259,6 +259,7 @@ class Protected:
             filter_order=order,
             segments={UPDATE: TRAINING} | {each.name: each.purpose for each in segments},
             source=self.privacy.source,
+            arm=arm,
         )
 
 

@@ -282,7 +282,7 @@ class PrivateGrid(PassingGrid):
         reply = wire.mean_reply(arrays, mean.arrays, mean.scalars, request)
         if not mean.part:  # the noise and cohort of a sum in parts differ from the audit's terms
             self.released = self.account.audit_view(number, self._row, mean, cohort)
-        self.account.settle(number, self._row, self.current_cohort, mean)
+        self.account.settle(number, self._row, mean)
         return [reply]
 
     def _with_integers(self, content: RecordDict) -> RecordDict:
