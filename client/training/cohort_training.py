@@ -86,7 +86,7 @@ def _traces(bench: Workbench) -> bool:
         inputs, targets = (
             moved(each[:1].unsqueeze(0), bench.device) for each in (examples.inputs, examples.targets)
         )
-        _gradients(_losses(bench), _stacked(start, 1), inputs, targets, None)
+        _gradients(_losses(bench, inputs.dim() == 3), _stacked(start, 1), inputs, targets, None)
     except Exception:  # noqa: BLE001 (on any error of the task's code, clients are trained one by one)
         return False
     return True
@@ -219,7 +219,7 @@ def _train_group(
     batches = stacked_batches(
         records, training.batch_size, training.local_epochs, clients=[client for client, _ in group], key=key
     )
-    losses_of, trained = _losses(bench), list(_stacked(start, len(group)).values())
+    losses_of, trained = _losses(bench, inputs.dim() == 2), list(_stacked(start, len(group)).values())
     origins = [value.unsqueeze(0) for value in start.values()]
     steps = steps_of(bench.task, trained, origins, training)
     losses, num_steps = torch.zeros(len(group), device=bench.device), np.zeros(len(group))
@@ -262,16 +262,15 @@ def _stacked(start: Mapping[str, Tensor], clients: int) -> dict[str, Tensor]:
     return {name: value.unsqueeze(0).repeat(clients, *([1] * value.dim())) for name, value in start.items()}
 
 
-def _losses(bench: Workbench) -> Losses:
-    """Return the function that computes each client's loss with the task's model."""
-    model, task = bench.model, bench.task
-    loss_of = task.losses if isinstance(task, StackedTask) else vmap(task.loss)
+def _losses(bench: Workbench, flat: bool) -> Losses:
+    """Return the function that computes each client's loss with the task's model; `flat` as of `_perceptron`."""
+    model, layers = bench.model, _perceptron(bench.model, flat)
+    loss_of = bench.task.losses if isinstance(bench.task, StackedTask) else vmap(bench.task.loss)
 
     def outputs_of(weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
         return functional_call(model, weights, (inputs,))
 
     def losses(weights: dict[str, Tensor], inputs: Tensor, targets: Tensor, shares: Tensor | None) -> Tensor:
-        layers = _perceptron(model, flat=inputs.dim() == 3)
         with bench.precision():
             outputs = _forward(layers, weights, inputs) if layers else vmap(outputs_of)(weights, inputs)
             if shares is None:
