@@ -29,10 +29,18 @@ from ..privacy.budget import UNLIMITED_EPSILON, Budget
 from ..privacy.plan import Plan
 from ..run.build import build
 from ..run.display import console_for
-from ..run.promise import ROLE, meaning, recognised
 from ..run.queries import queries_of, query_events_of_unit
 from ..run.table_model import model_choice
-from ..run.unit_plan import curve, plans_of, record_epsilon, tries_of, unit_plans, warnings_for
+from ..run.unit_plan import (
+    NO_GUARANTEE,
+    curve,
+    meaning_of,
+    plans_of,
+    record_epsilon,
+    tries_of,
+    unit_plans,
+    warnings_for,
+)
 
 if TYPE_CHECKING:
     from ..simulations.prediction import Prediction
@@ -65,7 +73,7 @@ def show_plan(settings: SimulationSettings, *, as_json: bool = False, plot: Path
     console = console_for(100)
     plans = list(plans_of(federation))
     if not plans:
-        console.print("privacy=none: no guarantee; epsilon is infinite.", style="red")
+        console.print(NO_GUARANTEE, style="red")
     for number, (plan, budget) in enumerate(plans):
         if number:
             console.print()
@@ -108,9 +116,8 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget) 
     console.print(
         f"[bold]Unit: one {unit}[/bold]   {target} at delta {budget.target_delta:g}, {plan.adjacency}"
     )
-    if not unlimited:
-        share = recognised({"curve": plan.curve(budget).to_json()})
-        console.print(*meaning([ROLE[each] for each in plan.adversaries], plan.unit, share))
+    if words := meaning_of(federation, plan, budget):
+        console.print(words)
     over = "sensitivity" if federation.mode.records_of_unit == 1 else "clip of one example"
     console.print(
         f"noise_multiplier {plan.noise_multiplier:.4f} (noise / {over}), clip {plan.clipping_norm:g}, "

@@ -6,7 +6,7 @@ import math
 import textwrap
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,8 +32,13 @@ LINES = 10  # approximate number of lines of a plain log
 
 @dataclass
 class Display:
-    """Callback that shows a run: a live table in a terminal, plain lines elsewhere."""
+    """Callback that shows a run: a live table in a terminal, plain lines elsewhere.
 
+    Attributes:
+      promised: returns what a new run promises in words, as paragraphs.
+    """
+
+    promised: Callable[[], Sequence[str]] = tuple
     _run: RunStart = field(init=False)
     _lines: deque[RoundEnd] = field(default_factory=lambda: deque[RoundEnd](maxlen=MAX_ROWS))
     _evaluated: RoundEnd | None = None  # the last round with an evaluation at the clients
@@ -41,13 +46,14 @@ class Display:
     _start: float = field(default_factory=time.monotonic)
 
     def start(self, run: RunStart) -> None:
-        """Show the title, and in a terminal the progress."""
+        """Show the title, what a new run promises, and in a terminal the progress."""
         self._run, console = run, Console(stderr=False)
+        say(run.title)
+        for paragraph in () if run.rows else self.promised():
+            say(textwrap.fill(paragraph, COLUMNS))
         if console.is_terminal:
             self._live = Live(self._table(), console=console, refresh_per_second=8)
             self._live.start()
-        else:
-            say(run.title)
 
     def round(self, round_end: RoundEnd) -> None:
         """Show one more round."""
@@ -135,7 +141,7 @@ class Display:
             figures, clients = held_out(line), _clients(line.row)
             values = [_number(figures[name]) if name in figures else "" for name in names]
             table.add_row(str(line.round), *values, *(text for _, text in self._epsilons(line)), clients)
-        parts: list[RenderableType] = [Text(self._run.title, style="bold")]
+        parts: list[RenderableType] = []
         if self._lines:
             parts.append(table)
         if (last := self._evaluated) is not None:

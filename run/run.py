@@ -54,6 +54,7 @@ from .round_lines import Lines, metric_means
 from .run_files import MIXED
 from .saved import read_saved
 from .tuning import order_of_round, require_arms, score_of
+from .unit_plan import promised
 
 if TYPE_CHECKING:
     from .display import Display
@@ -148,7 +149,7 @@ def run_federation(
     if not quiet:
         from .display import Display
 
-        display = (Display(),)
+        display = (Display(partial(promised, federation)),)
     callbacks = (Lines(folder), *display, *environment.callbacks, *users_callbacks)
     with (
         lock_records(federation),

@@ -18,10 +18,12 @@ from ..privacy.accounting.record_events import record_event
 from ..privacy.budget import UNLIMITED_EPSILON, Adjacency, Budget, Unit
 from ..privacy.plan import Plan
 from .client_instructions import client_settings
+from .promise import ROLE, meaning, recognised
 from .queries import EvaluationPlan, ScalingPlan, queries_of, query_events_of_unit
 from .sum_plan import sum_plan
 
 STEPS = 10  # epsilon is shown after every tenth of the rounds
+NO_GUARANTEE = "privacy=none: no guarantee; epsilon is infinite."
 WEAK_EPSILON = 10.0  # e^10: one person changes the odds of a conclusion up to 22 000 times
 
 
@@ -110,6 +112,22 @@ def plans_of(federation: Federation) -> Iterator[tuple[Plan, Budget]]:
         yield sums, mode.budget
     if budget := mode.client_budget:
         yield mode.client_plan(client_settings(federation, Path())), budget
+
+
+def promised(federation: Federation) -> list[str]:
+    """Return what the planned run promises in words, a paragraph for each unit with a target epsilon."""
+    if not federation.mode.promises:
+        return [NO_GUARANTEE]
+    return [*filter(None, (meaning_of(federation, *each) for each in plans_of(federation)))]
+
+
+def meaning_of(federation: Federation, plan: Plan, budget: Budget) -> str:
+    """Return what the plan of one unit means in two sentences; empty without a target epsilon."""
+    if budget.target_epsilon >= UNLIMITED_EPSILON:
+        return ""
+    promise = plan.curve(budget, prior=query_events_of_unit(federation, plan))
+    share = recognised({"curve": promise.to_json()})
+    return " ".join(meaning([ROLE[each] for each in plan.adversaries], plan.unit, share))
 
 
 def curve(plan: Plan, delta: float) -> list[tuple[int, float]]:
