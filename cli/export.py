@@ -116,6 +116,8 @@ def _removed(card: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _comparison(card: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the facts that compare an export of one file with the released model."""
+    from ..evidence.page_text import text_of
+
     share = card["bytes"] / card["released_bytes"]
     larger = ": the program of so small a model outweighs its numbers" if share > 1 else ""
     yield "size", f"{card['bytes']} bytes, {share:.3g} of the released model's{larger}"
@@ -128,5 +130,7 @@ def _comparison(card: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         same = "" if card["agreement"] is None else f"{card['agreement']:.2%}, "
         where = f"on {card['rows']} rows of {card['measured_on']}"
         yield "agreement", f"{same}outputs within {card['largest_difference']:.2g}, {where}"
-    for name, value in (card["metrics"] or {}).get("exported", {}).items():
-        yield name, f"{value:.4g}, and {card['metrics']['released'][name]:.4g} of the released model"
+    metrics = card["metrics"] or {}
+    for name, value in metrics.get("exported", {}).items():
+        before = text_of(metrics["released"][name], "metric")
+        yield text_of(name, "word"), f"{text_of(value, 'metric')}, and {before} of the released model"

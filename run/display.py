@@ -49,8 +49,9 @@ class Display:
         """Show the title, what a new run promises, and in a terminal the progress."""
         self._run, console = run, Console(stderr=False)
         say(run.title)
-        for paragraph in () if run.rows else self.promised():
-            say(textwrap.fill(paragraph, COLUMNS))
+        if not run.rows:
+            for paragraph in self.promised():
+                say(textwrap.fill(paragraph, COLUMNS))
         if console.is_terminal:
             self._live = Live(self._table(), console=console, refresh_per_second=8)
             self._live.start()
@@ -71,7 +72,9 @@ class Display:
         self.close()
         models, metrics = ending.result["models_averaged"], ending.result["metrics"]
         names = held_out(self._lines[-1]) if self._lines and models > 1 else ()
-        if means := "  ".join(f"{name} {_number(metrics[name])}" for name in names if name in metrics):
+        if means := "  ".join(
+            f"{name.replace('_', ' ')} {_number(metrics[name])}" for name in names if name in metrics
+        ):
             say(f"mean of the last {models} models: {means}")
         if tuning := tuned_line(ending.result.get("tuning")):
             say(tuning)
@@ -101,7 +104,7 @@ class Display:
         """Return a round as text: its figures in lines of at most `COLUMNS`, and below them a line for each note."""
         row = line.row
         columns = [f"round {line.round:>{len(str(self._run.num_rounds))}}/{self._run.num_rounds}"]
-        columns += [f"{name} {_number(value)}" for name, value in held_out(line).items()]
+        columns += [f"{name.replace('_', ' ')} {_number(value)}" for name, value in held_out(line).items()]
         columns += [f"{unit} epsilon {text.replace(' of ', '/')}" for unit, text in self._epsilons(line)]
         if row["replies"] is None:  # the cohort is secret
             columns.append(f"~{row['invited']:g} clients")

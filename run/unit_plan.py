@@ -106,11 +106,14 @@ def _unit_plan(federation: Federation, plan: Plan, budget: Budget) -> UnitPlan:
 
 
 def plans_of(federation: Federation) -> Iterator[tuple[Plan, Budget]]:
-    """Yield each unit's calibrated plan, whose rounds are those that one unit is charged for, and its budget."""
+    """Yield each unit's calibrated plan, whose rounds are those that one unit is charged for, and its budget.
+
+    Real clients plan the noise of their records themselves.
+    """
     mode = federation.mode
     if (sums := sum_plan(federation)) and mode.budget:
         yield sums, mode.budget
-    if budget := mode.client_budget:
+    if (budget := mode.client_budget) and federation.population.reads_data:
         yield mode.client_plan(client_settings(federation, Path())), budget
 
 

@@ -41,7 +41,7 @@ def test_lines_of_a_round_fit_80_columns(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out.splitlines()[1:] == [
         "round 20/20  accuracy 0.2143  loss 5.3268  record epsilon 3.000/3  40/40 clients",
         "round 20/20  accuracy 0.2143  loss 5.3268  perplexity 205.8",
-        "  bits_per_byte 2.1221  record epsilon 3.000/3  40/40 clients",
+        "  bits per byte 2.1221  record epsilon 3.000/3  40/40 clients",
     ]
     display.round(replace(done, metrics={**metrics, "perplexity": 3500.26, "balanced_accuracy": 0.5}))
     lines = capsys.readouterr().out.splitlines()
