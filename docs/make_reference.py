@@ -1,12 +1,13 @@
 """Generator of docs/reference/ and of configs/help.json: `python docs/make_reference.py` writes both anew.
 
-The pages have the docstrings, and help.json the keys that --help shows.
+The pages have the docstrings and the refusals, and help.json the keys that --help shows.
 """
 
 import importlib
 import inspect
 import json
 import re
+import runpy
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass
@@ -49,7 +50,8 @@ ENTRY = re.compile(r"^(\*{0,2}\w[\w.]*)(?: \([^)]*\))?:\s*(.*)$", re.DOTALL)
 def pages() -> Mapping[str, str]:
     """Return the text of every generated page by file name."""
     made = {f"{page}.md": module_page(name) for page, name in MODULES.items()}
-    return made | {"configuration.md": configuration_page()}
+    refusals = runpy.run_path(str(Path(__file__).with_name("make_refusals.py")))["page_of"]()
+    return made | {"configuration.md": configuration_page(), "refusals.md": refusals}
 
 
 def module_page(name: str) -> str:

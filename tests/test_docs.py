@@ -327,6 +327,10 @@ def test_reference_is_that_of_the_docstrings() -> None:
     made = runpy.run_path(str(ROOT / "docs" / "make_reference.py"))["pages"]()
     kept = {page.name: page.read_text() for page in REFERENCE.glob("*.md")}
     assert kept == made, "run: python docs/make_reference.py"
+    assert (
+        "## `cohort.size`" in made["refusals.md"]
+        and "there is no such key; did you mean" in made["refusals.md"]
+    )
     assert "**Args**" in made["privacy.md"] and "### Ledger.reserve" in made["privacy.md"]
 
 
@@ -363,7 +367,12 @@ def _texts(tree: ast.AST) -> Iterator[str]:
 
 def test_sentences_of_the_troubleshooting_page_are_the_programs() -> None:
     page = ROOT / "docs" / "troubleshooting.md"
-    quoted = [block.body.strip() for block in blocks_of(page) if block.language == "text"]
+    quoted = [
+        line
+        for block in blocks_of(page)
+        if block.language == "text"
+        for line in block.body.strip().splitlines()
+    ]
     patterns = said_by_the_program()
     assert len(quoted) >= 25
     for sentence in quoted:
