@@ -54,7 +54,6 @@ from .round_lines import Lines, metric_means
 from .run_files import MIXED
 from .saved import read_saved
 from .tuning import order_of_round, require_arms, score_of
-from .unit_plan import promised
 
 if TYPE_CHECKING:
     from .display import Display
@@ -148,6 +147,7 @@ def run_federation(
     display: tuple[Display, ...] = ()
     if not quiet:
         from .display import Display
+        from .unit_plan import promised
 
         display = (Display(partial(promised, federation)),)
     callbacks = (Lines(folder), *display, *environment.callbacks, *users_callbacks)
@@ -456,8 +456,7 @@ class _Rounds:
 
 
 def _start_of(progress: Progress) -> RunStart:
-    run = progress.run
-    federation = run.federation
+    run, federation = progress.run, progress.run.federation
     targets = {str(each.unit): each.target_epsilon for each in federation.mode.promises}
     return RunStart(
         name=federation.population.run_name(run.folder),
