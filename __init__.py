@@ -1,6 +1,6 @@
 """fedveil: federated learning that keeps count of what it reveals.
 
-``import fedveil as fv`` is the Python face; docs/python.md shows it. A name is imported when it is first used, so that the
+``import fedveil as fv`` is the Python face; docs/tutorial.ipynb shows it. A name is imported when it is first used, so that the
 import itself is fast; a name whose packages are not installed is refused with the extra that installs them.
 """
 
