@@ -8,6 +8,7 @@ import re
 import runpy
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ ROOMS = (
 )
 
 
+EVIDENCE = (ROOT / "docs" / "evidence" / "audits.md").read_text()
 OPERATORS = runpy.run_path(str(ROOT / "tests" / "mutations" / "operators.py"))
 Mutation: Any = OPERATORS["Mutation"]
 MUTATIONS: dict[str, Any] = OPERATORS["read_mutations"](ROOT / "tests" / "mutations")
@@ -90,11 +92,21 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> Generator[Tried]:
 def test_an_audit_sees_each_or_the_evidence_says_why_not() -> None:
     tried = runpy.run_path(str(ROOT / "tests" / "oracles" / "audit_mutations.py"))
     assert sorted([*tried["RUNS"], *tried["BEYOND"]]) == sorted(MUTATIONS)
-    evidence = (ROOT / "docs" / "evidence" / "audits.md").read_text()
-    for name in MUTATIONS:
-        (row,) = re.findall(rf"^\| {re.escape(name)} \| (.+) \|$", evidence, re.MULTILINE)
-        why = (tried["BEYOND"] | tried["UNSEEN"]).get(name)
+    assert all(len(why.split()) > 3 for why in tried["BEYOND"].values())
+    for name in tried["RUNS"]:
+        (row,) = re.findall(rf"^\| {re.escape(name)} \| (.+) \|$", EVIDENCE, re.MULTILINE)
+        why = tried["UNSEEN"].get(name)
         assert why in row if why else re.fullmatch(r"5 \| .*red .*", row), name
+
+
+def test_the_evidence_counts_no_more_than_there_are() -> None:
+    rooms = Counter(Path(each.file).parts[0] for each in MUTATIONS.values()) | {"all": len(MUTATIONS)}
+    counted = {
+        room: int(least) for room, least in re.findall(r"^\| (\w+) \| (\d+) \|$", EVIDENCE, re.MULTILINE)
+    }
+    del counted["others"]
+    assert len(counted) > 5
+    assert {room: least for room, least in counted.items() if least > rooms[room]} == {}
 
 
 def test_each_has_one_place_in_its_file() -> None:
