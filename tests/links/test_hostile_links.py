@@ -1,4 +1,4 @@
-"""Strangers, liars and repeaters on the links between a federation's ends: docs/evidence/reliability.md names each in a table."""
+"""Strangers, liars and repeaters on the links between a federation's ends: docs/evidence/reliability.md has the table."""
 
 import json
 import logging
@@ -64,7 +64,7 @@ def grid(federation: Any) -> Iterator[LinkGrid]:
         yield opened
 
 
-# --- the network (N1 to N13) --------------------------------------------------------------------------------------
+# --- the network ------------------------------------------------------------------------------------------------
 
 
 def test_the_link_has_no_plain_text_and_no_setting_for_it(grid: LinkGrid, federation: Any) -> None:
@@ -211,7 +211,7 @@ def test_repeated_instructions_change_no_round_and_cost_nothing(tmp_path: Path, 
     assert set(vectors.values()) == {1}
 
 
-# --- updates (U1 to U18) and orders (N14) over the link -----------------------------------------------------------
+# --- updates and orders over the link ---------------------------------------------------------------------------
 
 
 # Bytes that no packer makes, and kinds that no frame has a name for: messages/test_message_codec.py.
