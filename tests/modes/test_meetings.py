@@ -531,14 +531,17 @@ def table() -> str:
         lines.append(f"| {feature} | {' | '.join(said)} |")
     lines += ["", *(f'{number}. "{words}"' for number, words in enumerate(sentences, 1)), ""]
     for population, name in NAMES.items():
-        others: dict[tuple[str, str], list[str]] = {}
+        others: dict[str, dict[str, list[str]]] = {}
         for (feature, mode), cell in _cells_of(POPULATIONS[population]).items():
             if not isinstance(cell, Runs) and cell != same[feature, mode]:
-                others.setdefault((mode, cell.words), []).append(feature)
+                others.setdefault(cell.words, {}).setdefault(feature, []).append(f"`{mode}`")
         lines += [f"{name} the same runs and is refused, but for:", ""]
-        lines += [
-            f'- {", ".join(features)} with `{mode}`: "{words}"' for (mode, words), features in others.items()
-        ]
+        for words, modes_of in others.items():
+            alike: dict[str, list[str]] = {}  # features by their modes
+            for feature, modes in modes_of.items():
+                alike.setdefault(", ".join(modes), []).append(feature)
+            cases = [f"{', '.join(features)} with {modes}" for modes, features in alike.items()]
+            lines.append(f'- {"; ".join(cases)}: "{words}"')
         lines.append("")
     return "\n".join(lines)
 
