@@ -34,7 +34,7 @@ def _front_matter(report: Fields) -> dict[str, Any]:
     task = str(report["model"]["title"])
     result = {
         "task": {"type": "other", "name": task},
-        "dataset": {"type": str(run["task"]), "name": f"held-out data of {task}"},
+        "dataset": {"type": str(run["task"]), "name": f"held-out data of {report['model']['data']}"},
         "metrics": [{"type": each["name"], "name": each["name"], "value": each["value"]} for each in metrics],
     }
     return {
@@ -82,7 +82,21 @@ def _body(report: Fields) -> list[str]:
         lines += ["", "Held-out examples of each class, by the class that the model gives them:", ""]
         lines += [f"| class | {names} |", "|---" * (len(rows) + 1) + "|"]
         lines += [f"| {plain(row['class'])} | {' | '.join(map(str, row['counts']))} |" for row in rows]
-    return lines
+    return lines + _attributions(report)
+
+
+def _attributions(report: Fields) -> list[str]:
+    """Return the lines on what the columns change a prediction; none where nothing is attributed."""
+    rows = report.get("held_out", {}).get("attributions", [])
+    if not rows:
+        return []
+    first = "What each column changes the score of a prediction, on average over public held-out rows:"
+    return [
+        "",
+        first,
+        "",
+        *(f"- {plain(each['column'])}: {text_of(each['mean'], 'figure')}" for each in rows),
+    ]
 
 
 def _model(report: Fields) -> list[str]:
@@ -90,9 +104,12 @@ def _model(report: Fields) -> list[str]:
     model, parameters = report["model"], report["run"]["parameters"]
     arrays = ", ".join(f"{each['name']} {each['shape']}" for each in model["layers"])
     kind = model["architecture"] or (f"arrays {arrays}" if arrays else None)
-    lines = ["## The model", "", f"- Architecture: {plain(kind)}", f"- Parameters: {plain(parameters)}"]
-    if model["label"]:
-        lines.append(f"- Predicts: {plain(model['label'])}")
+    lines = ["## The model", "", f"- Data: {plain(model['data'])}"]
+    if model["about"]:
+        lines.append(f"- About the data: {plain(model['about'])}")
+    lines += [f"- Architecture: {plain(kind)}", f"- Parameters: {plain(parameters)}"]
+    if model["predicts"]:
+        lines.append(f"- Predicts: {plain(model['label'] or model['predicts'])}")
     if model["classes"]:
         lines.append(f"- Classes: {plain(', '.join(model['classes']))}")
     lines += [f"- Input {plain(each['column'])}: {plain(each['values'])}" for each in model["inputs"]]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
+from ..base.extensions import TABLE
 from ..configs.bundle_files import SCHEMA
 from ..run.run_files import Fields, RunFiles
 
 CHOSEN_BY_RUN = "auto"  # of task.model, as in configs.task_settings, which takes pydantic
 INTENDED = "ai_annex_iv_1"  # item of the forms whose answer states the intended purpose
+PACKAGE_FOLDER = Path(__file__).parents[1]
 MAX_LAYERS, MAX_WORDS = 24, 12  # of a model, and of a column's words, that are listed
 
 
@@ -24,6 +27,10 @@ def model_of(run: RunFiles) -> dict[str, Any]:
     classes = _words(columns[targets[0]]) if len(targets) == 1 else []
     return {
         "title": _title(run, label),
+        "data": _data(run),
+        "about": _about(run),
+        "reads": _reads([str(name) for name in columns if name not in targets]),
+        "predicts": _predicts(run, label, classes),
         "architecture": _architecture(run),
         "layers": [
             {"name": name, "shape": " x ".join(map(str, shape)) or "1"}
@@ -83,6 +90,47 @@ def _title(run: RunFiles, label: str | None) -> str:
     return f"{label} of {data}" if data else label
 
 
+def _data(run: RunFiles) -> str:
+    """Return the name of a run's data: its task, and the folder or the data set that it reads."""
+    name, target = str(run.setting("task", "name")), run.setting("task", "target")
+    folder, data_id = run.setting("task", "folder"), run.setting("task", "data_id")
+    sources = (folder and f"folder {Path(str(folder)).name}", data_id and f"data set {data_id}")
+    return ", ".join([str(target or f"task {name}"), *filter(None, sources)])
+
+
+def _about(run: RunFiles) -> str | None:
+    """Return what the data of a shipped task are, the first sentence of its module; None of a user's own data."""
+    if run.setting("task", "folder") or run.setting("task", "target"):
+        return None
+    module = TABLE.get(("task", str(run.setting("task", "name"))), "")
+    path = PACKAGE_FOLDER / f"{module.replace('.', '/')}.py"
+    if not path.is_file():
+        return None
+    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+
+
+def _reads(columns: Sequence[str]) -> str | None:
+    """Return what a model of tables reads in words; None for other models."""
+    if not columns:
+        return None
+    return f"{len(columns)} column{'s' * (len(columns) > 1)}: {_first(columns)}"
+
+
+def _predicts(run: RunFiles, label: str | None, classes: Sequence[str]) -> str | None:
+    """Return what a model predicts in words; None where the folder does not say it."""
+    if label and classes:
+        return f"{label}: {_first(classes)}"
+    counts: list[list[int]] = run.result.get("confusion") or []
+    if counts:
+        return f"one of {len(counts)} classes"
+    return label
+
+
+def _first(words: Sequence[str]) -> str:
+    """Return the first `MAX_WORDS` words, and how many more there are."""
+    return ", ".join(words[:MAX_WORDS]) + f" and {len(words) - MAX_WORDS} more" * (len(words) > MAX_WORDS)
+
+
 def _architecture(run: RunFiles) -> str | None:
     """Return the model's kind in words; None of a user's own task."""
     kind, sizes = run.setting("task", "model"), run.setting("task", "hidden")
@@ -106,8 +154,7 @@ def _domain(column: Fields) -> str:
     words = _words(column)
     if not words:
         return f"{column.get('low', -1)} to {column.get('high', 1)}"
-    more = f" and {len(words) - MAX_WORDS} more" if len(words) > MAX_WORDS else ""
-    return ", ".join(words[:MAX_WORDS]) + more
+    return _first(words)
 
 
 def _confusion(run: RunFiles, classes: list[str]) -> list[dict[str, Any]] | None:

@@ -26,7 +26,17 @@ STRONGEST = 0.55  # opacity of the largest contribution, on which its number can
 
 def model_pictures(report: Fields) -> dict[str, str]:
     """Return the pictures of a report's model as SVG, by name; none of another model."""
-    return _shapes(report) | _survival(report)
+    return _shapes(report) | _survival(report) | _attributions(report)
+
+
+def _attributions(report: Fields) -> dict[str, str]:
+    """Return what each column changes a prediction on average, a bar each; none where nothing is attributed."""
+    rows = report.get("held_out", {}).get("attributions", [])[:MAX_SHAPES]
+    if not rows or not rows[0]["mean"]:
+        return {}
+    title = "What each column changes the score of a prediction, on average"
+    name, ends = "attributions", (0.0, ROOM * rows[0]["mean"])
+    return {name: bars(name, title, [(each["column"], each["mean"]) for each in rows], ends)}
 
 
 def _shapes(report: Fields) -> dict[str, str]:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from ..server.checkpoint import State
 
 CONFIDENCE = 0.95
+MOST_EXPLAINED, MOST_COLUMNS = (
+    200,
+    40,
+)  # rows whose predictions are attributed to columns, and columns in the result
 BINS = 10  # of predicted probabilities
 DRAWS, MOST_NUMBERS = 1000, 20_000_000  # of a bootstrap: samples, and numbers drawn for all of them
 FEWEST_DRAWS = 200
@@ -34,6 +38,7 @@ def held_out_fields(run: Run, state: State) -> Mapping[str, Any]:
     import torch
 
     from ..tasks.arrays import holding
+    from ..tasks.attribution import explained
     from ..tasks.batch_memory import outputs_apart
 
     task = tables_of(run.federation.task)
@@ -42,11 +47,24 @@ def held_out_fields(run: Run, state: State) -> Mapping[str, Any]:
     if figures is None or not run.federation.held_out_public or not len(examples):
         return {}
     model = task.model().eval()
-    with holding(model, final_model(run.federation.task, state)), torch.no_grad():
-        outputs = outputs_apart(model, examples.inputs).double().numpy()
+    with holding(model, final_model(run.federation.task, state)):
+        with torch.no_grad():
+            outputs = outputs_apart(model, examples.inputs).double().numpy()
+        contributions = explained(model, examples.inputs[:MOST_EXPLAINED], task.schema, classifies=True)
     targets = task.labels(examples.targets).numpy()
-    fields = figures(outputs, targets, task)
+    fields = {**figures(outputs, targets, task), "attributions": _attributions(contributions)}
     return {"held_out": {"rows": len(targets), "confidence": CONFIDENCE, **fields}}
+
+
+def _attributions(contributions: Mapping[str, NDArray[Any]]) -> list[dict[str, Any]]:
+    """Return by column what it changes a prediction's score on average, without its sign, the largest first."""
+    means = {
+        name: float(np.abs(values).mean())
+        for name, values in contributions.items()
+        if name not in ("score", "at_baseline")
+    }
+    largest = sorted(means, key=lambda name: -means[name])[:MOST_COLUMNS]
+    return [{"column": name, "mean": means[name]} for name in largest]
 
 
 def wilson(name: str, hits: int, of: int) -> Figure:

@@ -88,7 +88,7 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 100_310,  # with docstrings, comments and blank lines
+    "lines of the package": 100_401,  # with docstrings, comments and blank lines
     "lines of the core": 59_622,
     "files that know many features": 0,
     "tests of None": 1_460,

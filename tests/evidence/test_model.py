@@ -61,11 +61,34 @@ def test_page_and_card_describe_the_model(kept: Path) -> None:
     )
     assert [shown[f"/model/inputs/{at}/values"] for at in (0, 1)] == ["20 to 90", "FALSE, TRUE"]
     assert shown["/model/classes/1"] == "ill" and "- Classes: healthy, ill" in card
+    assert shown["/model/data"] == "task csv, folder hospitals" and "held-out data of task csv" in card
+    assert shown["/model/reads"] == "2 columns: age, pain" and shown["/model/predicts"] == "num: healthy, ill"
     assert shown["/model/intended"] == "Sorts letters." and "- Intended use: Sorts letters" in card
     assert shown["/model/confusion/1/counts/0"] == "2" and "| ill | 2 | 7 |" in card
     assert shown["/model/max_grad_norm"] == "0.75" and "Clipping norm</th>" not in page
     assert "balanced accuracy 0.6620" in card
     assert {"balanced accuracy", "0.6620"} <= set(shown.values()) and "0.662" not in shown.values()
+
+
+def test_page_begins_with_the_data_the_promise_and_the_accuracy(golden: dict[str, Any]) -> None:
+    page = page_of(golden)
+    head, _, rest = page.partition('class="readers"')
+    assert all(
+        f'data-ref="{each}"' in head for each in ("/model/data", "/model/about", "/promise/0", "/promise/1")
+    )
+    assert "scikit-learn" in golden["model"]["about"] and "/promise/" not in rest
+    assert '<h2 id="quality">' in head
+
+
+def test_page_and_card_say_what_predictions_rest_on(kept: Path) -> None:
+    of_tables(kept)
+    rows = [{"column": "pain", "mean": 0.75}, {"column": "age", "mean": 0.25}]
+    figures = {"rows": 15, "confidence": 0.95, "figures": [], "attributions": rows}
+    edited(kept, "result.json", lambda result: result.update(held_out=figures))
+    report = validated(report_of(read_run(kept)))
+    page = page_of(report)
+    assert "Columns that predictions rest on" in page and differences(page, report) == []
+    assert page.index(">pain</text>") < page.index(">age</text>") and "- pain: 0.75" in card_of(report)
 
 
 def test_model_that_a_run_chose_is_the_one_of_its_schema(kept: Path) -> None:

@@ -159,6 +159,8 @@ def test_figures_with_intervals_are_of_the_shapes_that_are_released(
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     figures = {each["name"]: each["value"] for each in result["held_out"]["figures"]}
     assert figures["auc"] == pytest.approx(result["metrics"]["auc"], abs=1e-6)
+    attributions = {each["column"]: each["mean"] for each in result["held_out"]["attributions"]}
+    assert attributions.keys() == {"age", "ward"} and attributions["age"] > attributions["ward"] > 0
     raw = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()][-1]
     assert raw["auc"] != pytest.approx(result["metrics"]["auc"], abs=1e-6)
 
