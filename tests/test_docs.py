@@ -7,7 +7,9 @@ Above a block an HTML comment may say what the reader need not see:
                                   that it ends soon
   <!-- file: my_task.py -->       the block is that file; later blocks of the page find it
 
-A page's blocks run in their order in one folder, as a reader would run them.
+A page's blocks run in their order in one folder, as a reader would run them. A page with the line
+
+  <!-- continues: deploy.md -->    runs after that page, in the same folder
 """
 
 import ast
@@ -36,6 +38,7 @@ from fedveil.messages.local_training import OPTIMIZERS
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 EVIDENCE = ROOT / "docs" / "evidence"  # its commands take minutes: they must exist, and are not run
+CONTINUES = re.compile(r"^<!-- continues: (\S+) -->$", re.MULTILINE)
 REFERENCE = ROOT / "docs" / "reference"  # made by docs/make_reference.py
 TOP_PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 PAGES = sorted([*(ROOT / name for name in TOP_PAGES), *(ROOT / "docs").rglob("*.md")])
@@ -96,9 +99,29 @@ def identity(page: Path) -> str:
 # --- what a reader would run ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", RUN_PAGES, ids=identity)
+def series() -> list[list[Path]]:
+    """Return each page that begins in an empty folder, with the pages that continue it behind it."""
+    before = {page: CONTINUES.search(page.read_text()) for page in RUN_PAGES}
+    first = {page: (page.parent / match[1]).resolve() for page, match in before.items() if match}
+    assert set(first.values()) <= set(RUN_PAGES)
+
+    def from_page(page: Path) -> list[Path]:
+        return [
+            page,
+            *(
+                each
+                for next_page in RUN_PAGES
+                if first.get(next_page) == page
+                for each in from_page(next_page)
+            ),
+        ]
+
+    return [from_page(page) for page in RUN_PAGES if page not in first]
+
+
+@pytest.mark.parametrize("pages", series(), ids=lambda pages: "+".join(map(identity, pages)))
 def test_every_block_of_a_page_runs(
-    page: Path,
+    pages: Sequence[Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
@@ -107,7 +130,7 @@ def test_every_block_of_a_page_runs(
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     request.addfinalizer(partial(end_what_was_left, tmp_path))
-    for number, block in enumerate(blocks_of(page)):
+    for number, block in enumerate(block for page in pages for block in blocks_of(page)):
         if block.note == "file":
             (tmp_path / block.value).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / block.value).write_text(block.body)
