@@ -19,7 +19,7 @@ FILE = "log.later.json"  # in the server's bundle
 LOST = "log.lost.json"  # the same, renamed by an operator who cannot restore what it proves
 LOG_LOSS = (
     "a device holds a later head of this server's log, of {} entries: the server was restored from an older copy, or keeps two "
-    "logs; restore its newest copy (docs/deploy.md, Backups and restores)"
+    "logs; restore its newest copy (docs/backups.md)"
 )
 
 

@@ -155,7 +155,7 @@ class Deployed(Population):
             if not any(holds_head(each, head) for each in ledgers):
                 remedy = (
                     f"no ledger there holds entry {head.seq}, which {run} left: it was deleted, or restored from an older copy; "
-                    "restore its newest copy (docs/deploy.md, Backups and restores)"
+                    "restore its newest copy (docs/backups.md)"
                 )
                 raise Refusal("ledger.dir", str(path.parent), remedy)
 

@@ -32,7 +32,7 @@ from .tuning import NO_TUNING, Tuning
 DECLINED = "every owner's policy refuses the server's order; the log of each client names it"
 FORKED = (
     "most devices of the round have seen another log of this server, which was restored from an older copy or keeps two logs; "
-    "restore its newest copy (docs/deploy.md, Backups and restores)"
+    "restore its newest copy (docs/backups.md)"
 )
 MIN_VARIANCE_RATIO = 0.1  # of batch normalisation after a round, as a part of that before it
 SPENT = "no invited client's ledger affords another round: this target_epsilon or its owner's budget is spent or over"
