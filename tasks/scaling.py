@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.refusal import Refusal
+from ..configs.strict import nearest
 from ..privacy.statistics.figure import Figure
 from ..privacy.statistics.inquiry import MAX_QUESTIONS
 from .answer_files import Answered, read_answer
@@ -38,6 +39,8 @@ def standardised(schema: Schema, path: str | None) -> Schema:
     numbers = _numbers(schema, path)
     if path == ASKED:
         return schema
+    if not Path(path).exists():
+        raise Refusal(FIELD, path, f"is no file; {nearest(path, (ASKED,))}")
     answers = read_answer(Path(path), FIELD)
     if answers is None:
         raise Refusal(FIELD, path, "is not an answer of fedveil ask; give its JSON file")

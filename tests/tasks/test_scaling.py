@@ -149,6 +149,7 @@ def in_reverse(record: dict[str, Any]) -> dict[str, Any]:
         ),
         (answer(), {"model": "gam"}, "a gam uses their bins"),
         (answer(), {"scaling": "nowhere.json"}, "nowhere.json"),
+        (answer(), {"scaling": "ask"}, "task.scaling='ask': is no file; did you mean 'asked'?"),
     ],
 )
 def test_an_answer_that_scales_nothing_is_refused(
