@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -210,8 +209,8 @@ def test_audit_separates_earlier_runs_from_the_charges_of_this_one(goes_on: bool
     keys["ledger"], keys["num_rounds"], keys["strategy"] = {"dir": str(tmp_path / "ledgers")}, 4, FedAvg()
     reserved = Protected._release
 
-    def too_cheap(account: Protected, row: int, cohort: Sequence[int]) -> Release:
-        release = reserved(account, row, cohort)
+    def too_cheap(account: Protected, *of_round: Any) -> Release:
+        release = reserved(account, *of_round)
         less = PoissonSampledDpEvent(0.5, GaussianDpEvent(2.0))
         return replace(release, events=dict.fromkeys(release.events, less))
 
