@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class Display:
         say(run.title)
         if not run.rows:
             for paragraph in self.promised():
-                say(textwrap.fill(paragraph, COLUMNS))
+                _say_once(paragraph)
         if console.is_terminal:
             self._live = Live(self._table(), console=console, refresh_per_second=8)
             self._live.start()
@@ -171,6 +172,12 @@ class Display:
             if last.audit is not None:
                 bars.append(panel(last.audit))
         return bars
+
+
+@cache
+def _say_once(paragraph: str) -> None:
+    """Say a paragraph, if this process has not said it: the jobs of a sweep have most of theirs in common."""
+    say(textwrap.fill(paragraph, COLUMNS))
 
 
 def _fitted(columns: Sequence[str]) -> list[str]:

@@ -88,8 +88,8 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 100_404,  # with docstrings, comments and blank lines
-    "lines of the core": 59_624,
+    "lines of the package": 100_411,  # with docstrings, comments and blank lines
+    "lines of the core": 59_631,
     "files that know many features": 0,
     "tests of None": 1_460,
     "tests of None on a part's name": 25,

@@ -64,9 +64,9 @@ def ended(number: int, **row: Any) -> RoundEnd:
     return RoundEnd(number, {"accuracy": 0.5}, {"client": float(number)}, row, {})
 
 
-def test_a_new_run_begins_with_its_promise_in_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_process_says_a_promise_once_in_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
     sentences = f"{'Recipients of the model ' * 6}learn almost the same. {'A test finds few. ' * 5}".strip()
-    for rows, shown in (((), sentences.split()), (({"round": 1},), [])):
+    for rows, shown in ((({"round": 1},), []), ((), sentences.split()), ((), [])):
         Display(lambda: [sentences]).start(RunStart("run", "title", Path("run"), 2, {}, {}, rows))
         title, *lines = capsys.readouterr().out.splitlines()
         assert title == "title" and " ".join(lines).split() == shown
