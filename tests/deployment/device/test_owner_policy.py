@@ -1,6 +1,6 @@
 """Every demand of a policy.toml at every door of a device: what is against it is refused, or the table says why not.
 
-`python tests/deployment/device/test_owner_policy.py` writes the table of docs/owners.md.
+`python tests/deployment/device/test_owner_policy.py` writes the table of docs/reference/policy.md.
 """
 
 import runpy
@@ -44,7 +44,7 @@ from fedveil.server.round_terms import Sum
 from fedveil.server.secure_sum import SecureSums
 
 MADE = runpy.run_path(str(Path(__file__).parents[2] / "faults" / "devices.py"))
-PAGE = Path(__file__).parents[3] / "docs" / "owners.md"
+PAGE = Path(__file__).parents[3] / "docs" / "reference" / "policy.md"
 BEGIN, END = "<!-- table: tests/deployment/device/test_owner_policy.py -->\n", "<!-- end of the table -->\n"
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
@@ -495,7 +495,7 @@ def test_door_passes_messages_within_the_allowance(made: Path, demand: str, door
 
 
 def page() -> str:
-    """Return the table as docs/owners.md has it."""
+    """Return the table as docs/reference/policy.md has it."""
     doors = list(DOORS)
     lines = ["| | " + " | ".join(doors) + " |", "|---" * (len(doors) + 1) + "|"]
     for demand, cells in TABLE.items():
