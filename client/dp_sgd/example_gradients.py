@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_weight
+from torch.nn import grad as kernels
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 
 class Share(NamedTuple):
@@ -77,9 +78,9 @@ def _norms_by_ghost(layer: Any, activations: list[Tensor], backward: Tensor) -> 
         return {layer.weight: _not_below(norms.to(backward.dtype), _lengths(gradients))}
     inputs = activations[0].reshape(len(backward), -1, layer.in_features).to(backward.dtype)
     norms_by_parameter: dict[Any, Tensor] = {}
-    if _learns(layer, "weight"):
+    if learns(layer, "weight"):
         norms_by_parameter[layer.weight] = _cancelling(inputs, gradients)
-    if _learns(layer, "bias"):
+    if learns(layer, "bias"):
         norms_by_parameter[layer.bias] = _not_below(norms_of(gradients.sum(1)), _lengths(gradients))
     return norms_by_parameter
 
@@ -87,9 +88,9 @@ def _norms_by_ghost(layer: Any, activations: list[Tensor], backward: Tensor) -> 
 GHOST = dict.fromkeys((nn.Linear, nn.Embedding), _norms_by_ghost)  # layers whose norms Opacus computes itself
 
 
-def _learns(layer: nn.Module, name: str) -> bool:
+def learns(layer: nn.Module, name: str) -> bool:
     """Return whether a layer has a trainable parameter with this name."""
-    parameter = getattr(layer, name)
+    parameter = getattr(layer, name, None)
     return parameter is not None and parameter.requires_grad
 
 
@@ -134,48 +135,59 @@ def _buffer(inputs: Tensor, gradients: Tensor, *shape: int) -> Tensor | None:
 
 def _linear(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
     """Return the share of a linear layer, as `Rule`; dimensions between batch and features are positions."""
-    batch, weight = len(inputs), layer.weight
+    batch = len(inputs)
     inputs = inputs.reshape(batch, -1, layer.in_features).contiguous()
     gradients = gradients.reshape(batch, -1, layer.out_features).contiguous()
-    bias = {layer.bias: gradients.sum(1)} if _learns(layer, "bias") else {}
-    if not weight.requires_grad:
+    bias = {layer.bias: gradients.sum(1)} if learns(layer, "bias") else {}
+    if not layer.weight.requires_grad:
         return Share(bias)
-    single = inputs.shape[1] == 1  # one position: the norm is a product of norms
-    turned = layer.in_features < min(VECTOR, layer.out_features)  # transposed gradients, see `_convolution`
-    shape = (layer.in_features, layer.out_features) if turned else (layer.out_features, layer.in_features)
+    norms, weight_sum = products_of(inputs, gradients)
+    return Share(bias, [norms], lambda weights: {layer.weight: weight_sum(weights)})
+
+
+def products_of(inputs: Tensor, gradients: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Return the norms of the gradients of a matrix, shape (B,), and the function of their weighted sums, shape (O, K).
+
+    Args:
+      inputs: of each use of the matrix, shape (B, L, K), contiguous.
+      gradients: of its products with the inputs, shape (B, L, O), contiguous.
+    """
+    batch, positions, size = inputs.shape
+    outputs = gradients.shape[2]
+    turned = size < min(VECTOR, outputs)  # transposed gradients, see `_convolution`
+    shape = (size, outputs) if turned else (outputs, size)
+    single = positions == 1  # the norm is a product of norms
     buffer = None if single else _buffer(inputs, gradients, batch, *shape)
-    few = batch if single else max(1, CHUNK // weight.numel())  # examples at a time
+    few = batch if single else max(1, CHUNK // (size * outputs))  # examples at a time
     one, other = (gradients, inputs) if turned else (inputs, gradients)
     norms = _products(zip(one.split(few), other.split(few), strict=True), buffer)
 
-    def sums(weights: Tensor) -> dict[Any, Tensor]:
+    def weight_sum(weights: Tensor) -> Tensor:
         if buffer is not None:
-            weight_sum = (weights @ buffer.flatten(1)).view(shape)
-            return {weight: weight_sum.t() if turned else weight_sum}
+            held = (weights @ buffer.flatten(1)).view(shape)
+            return held.t() if turned else held
         scale = weights[:, None, None]
-        narrow = layer.in_features < layer.out_features  # scale the smaller factor
+        narrow = size < outputs  # scale the smaller factor
         output_side, input_side = (gradients, inputs * scale) if narrow else (gradients * scale, inputs)
-        return {weight: output_side.flatten(0, 1).t() @ input_side.flatten(0, 1)}
+        return output_side.flatten(0, 1).t() @ input_side.flatten(0, 1)
 
-    return Share(bias, [norms], sums)
+    return norms, weight_sum
 
 
-def _windows(layer: nn.Conv2d, padded: Tensor, height: int, width: int) -> Tensor:
+def _windows(layer: Any, padded: Tensor, outputs: Sequence[int]) -> Tensor:
     """Return the inputs of each output of a convolution, shape (n * groups, L, K).
 
-    L = height * width are the outputs of a channel; K = rows * columns * channels are the inputs of one in its group.
+    L are the outputs of a channel, of shape `outputs`; K are the inputs of one in its group.
     """
     batch, channels = len(padded), layer.in_channels // layer.groups
-    (down, right), (lower, further) = layer.stride, layer.dilation
-    rows, columns = layer.kernel_size
-    each, channel, row, column = padded.stride()
-    outputs = ((height, row * down), (width, column * right))
-    kernel = ((rows, row * lower), (columns, column * further), (channels, channel))
+    example, channel, *steps = padded.stride()
+    places = [(n, step * by) for n, step, by in zip(outputs, steps, layer.stride, strict=True)]
+    kernel = [(n, step * by) for n, step, by in zip(layer.kernel_size, steps, layer.dilation, strict=True)]
     # One channel is copied along the image's rows, several are copied along the channels.
-    axes = (*kernel, *outputs) if channels == 1 else (*outputs, *kernel)
-    shape, strides = zip((batch, each), (layer.groups, channel * channels), *axes, strict=True)
+    axes = (*kernel, *places) if channels == 1 else (*places, *kernel, (channels, channel))
+    shape, strides = zip((batch, example), (layer.groups, channel * channels), *axes, strict=True)
     view = padded.as_strided(shape, strides)
-    count, positions = batch * layer.groups, height * width
+    count, positions = batch * layer.groups, math.prod(outputs)
     if channels == 1:
         return view.reshape(count, -1, positions).mT
     return view.reshape(count, positions, -1)
@@ -183,26 +195,26 @@ def _windows(layer: nn.Conv2d, padded: Tensor, height: int, width: int) -> Tenso
 
 def _convolution(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
     """Return the share of a convolution, as `Rule`: a linear layer on the windows of its inputs, in each of its groups."""
-    bias = {layer.bias: gradients.sum((2, 3))} if _learns(layer, "bias") else {}
+    bias = {layer.bias: gradients.flatten(2).sum(2)} if learns(layer, "bias") else {}
     weight = layer.weight
     if not weight.requires_grad:
         return Share(bias)
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     sides = layer._reversed_padding_repeated_twice
     padded = nn.functional.pad(inputs, sides, mode) if any(sides) else inputs
-    batch, outputs, height, width = gradients.shape
+    batch, outputs, *places = gradients.shape
     size, each = weight[0].numel(), outputs // layer.groups  # inputs and channels of an output in a group
     # Gradients are held transposed if that makes their last dimension longer: it is what fills a processor's vectors.
     turned = size < max(VECTOR, 2 * each)
     shape = (size, each) if turned else (each, size)
     buffer = _buffer(inputs, gradients, batch * layer.groups, *shape)
-    few = max(1, CHUNK // (height * width * size * layer.groups))  # examples at a time
+    few = max(1, CHUNK // (math.prod(places) * size * layer.groups))  # examples at a time
 
     def pairs() -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the factors of some examples' gradients: windows and output gradients, in the order of `_products`."""
         for images, back in zip(padded.split(few), gradients.split(few), strict=True):
-            heads = back.permute(0, 2, 3, 1).reshape(len(back), height * width, layer.groups, -1)
-            windows, heads = _windows(layer, images, height, width), heads.transpose(1, 2).flatten(0, 1)
+            heads = back.movedim(1, -1).reshape(len(back), math.prod(places), layer.groups, -1)
+            windows, heads = _windows(layer, images, places), heads.transpose(1, 2).flatten(0, 1)
             yield (heads, windows) if turned else (windows, heads)
 
     norms = _products(pairs(), buffer).view(batch, -1)
@@ -211,10 +223,11 @@ def _convolution(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
         if buffer is not None:
             weight_sum = (weights @ buffer.view(batch, -1)).view(layer.groups, *buffer.shape[1:])
             weight_sum = weight_sum.mT.contiguous() if turned else weight_sum
-            return {weight: weight_sum.view(outputs, *layer.kernel_size, -1).permute(0, 3, 1, 2)}
-        scaled = gradients * weights[:, None, None, None]
+            return {weight: weight_sum.view(outputs, *layer.kernel_size, -1).movedim(-1, 1)}
+        scaled = gradients * weights.view(-1, *[1] * (gradients.dim() - 1))
+        gradient_of = (kernels.conv1d_weight, kernels.conv2d_weight, kernels.conv3d_weight)[len(places) - 1]
         options = (layer.stride, 0, layer.dilation, layer.groups)
-        return {weight: conv2d_weight(padded, list(weight.shape), scaled, *options)}
+        return {weight: gradient_of(padded, list(weight.shape), scaled, *options)}
 
     return Share(bias, norms.unbind(1), sums)
 
@@ -253,6 +266,13 @@ def _layer_norm(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
     return _affine(layer, normal, gradients, between)
 
 
+def _rms_norm(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
+    """Return the share of a normalisation by the root of the mean square, as `Rule`."""
+    normal = nn.functional.rms_norm(inputs, layer.normalized_shape, eps=layer.eps)
+    between = tuple(range(1, inputs.dim() - len(layer.normalized_shape)))
+    return _affine(layer, normal, gradients, between)
+
+
 def _group_norm(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
     """Return the share of a group normalisation, as `Rule`."""
     normal = nn.functional.group_norm(inputs, layer.num_groups, eps=layer.eps)
@@ -262,9 +282,9 @@ def _group_norm(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
 def _affine(layer: Any, normal: Tensor, gradients: Tensor, over: tuple[int, ...]) -> Share:
     """Return the share of weight * normal + bias, whose gradients are sums over the dimensions `over`; overwrite `normal`."""
     grad_samples: dict[Any, Tensor] = {}
-    if _learns(layer, "bias"):
+    if learns(layer, "bias"):
         grad_samples[layer.bias] = gradients.sum(over) if over else gradients
-    if _learns(layer, "weight"):
+    if learns(layer, "weight"):
         products = normal.mul_(gradients)
         grad_samples[layer.weight] = products.sum(over) if over else products
     return Share(grad_samples)
@@ -272,9 +292,13 @@ def _affine(layer: Any, normal: Tensor, gradients: Tensor, over: tuple[int, ...]
 
 RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: _linear,
+    NonDynamicallyQuantizableLinear: _linear,  # of attention's outputs
+    nn.Conv1d: _convolution,
     nn.Conv2d: _convolution,
+    nn.Conv3d: _convolution,
     nn.Embedding: _embedding,
     nn.LayerNorm: _layer_norm,
+    nn.RMSNorm: _rms_norm,
     nn.GroupNorm: _group_norm,
 }
 

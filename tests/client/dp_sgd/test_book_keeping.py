@@ -134,12 +134,13 @@ def convolutional(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(draw(st.integers(0, 99)))
     groups, width = draw(st.sampled_from([1, 2])), draw(st.sampled_from([2, 4]))
     channels = draw(st.sampled_from([1, 2, 4])) if groups == 1 else 2
-    side, kernel = draw(st.integers(5, 8)), draw(st.integers(1, 3))
-    padding = draw(st.sampled_from([0, 1, (0, 1), "same", "valid"]))
-    first = nn.Conv2d(
+    dimensions = draw(st.sampled_from([1, 2, 2, 3]))
+    sizes = [draw(st.integers(5, 8 if dimensions < 3 else 6)) for _ in range(dimensions)]
+    padding = draw(st.sampled_from([0, 1, (0, 1, 1)[:dimensions], "same", "valid"]))
+    first = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dimensions - 1](
         channels,
         width,
-        (kernel, draw(st.integers(1, 3))),
+        tuple(draw(st.integers(1, 3)) for _ in range(dimensions)),  # type: ignore[arg-type]
         stride=1 if padding == "same" else draw(st.integers(1, 2)),
         padding=padding,
         dilation=draw(st.integers(1, 2)),
@@ -147,7 +148,7 @@ def convolutional(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
         bias=draw(st.booleans()),
         padding_mode=draw(st.sampled_from(["zeros", "circular"])),
     )
-    inputs = torch.randn(draw(st.integers(1, 5)), channels, side, side)
+    inputs = torch.randn(draw(st.integers(1, 5)), channels, *sizes)
     flat = first(inputs).flatten(1).shape[1]
     layers = [first, nn.GroupNorm(width // 2, width), nn.ReLU(inplace=draw(st.booleans())), nn.Flatten()]
     return nn.Sequential(*layers, nn.Linear(flat, CLASSES)), inputs
@@ -160,7 +161,7 @@ def sequential(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
     padding = draw(st.sampled_from([None, 0, 3]))
     layers = [
         nn.Embedding(6, width, padding_idx=padding),
-        nn.LayerNorm(width, bias=draw(st.booleans())),
+        draw(st.sampled_from([nn.LayerNorm(width, bias=draw(st.booleans())), nn.RMSNorm(width)])),
         nn.Linear(width, high, bias=draw(st.booleans())),
         nn.GELU(),
         nn.Linear(high, width),
@@ -235,7 +236,7 @@ class Shared(nn.Sequential):
 @pytest.mark.parametrize(
     ("make", "inputs", "reason"),
     [
-        (lambda: nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten()), torch.zeros(1, 1, 9), "Conv1d has no rule"),
+        (lambda: nn.ConvTranspose1d(1, 2, 3), torch.zeros(1, 1, 9), "ConvTranspose1d has no rule"),
         (lambda: nn.Embedding(4, 2, max_norm=1.0), torch.zeros(1, 3, dtype=torch.int64), "option"),
         (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 2)), torch.zeros(1, 4), "no rule"),
         (Twice, torch.zeros(1, 4), "used 2 times"),

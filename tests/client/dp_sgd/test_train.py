@@ -416,7 +416,8 @@ class Tied(nn.Module):
 
 
 def waves() -> nn.Module:
-    return nn.Sequential(nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(8, CLASSES))
+    layers = [nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 2, 3), nn.InstanceNorm1d(2, affine=True), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(8, CLASSES))
 
 
 class Scaled(nn.Module):
