@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ...tasks.batch_memory import outputs_of
 from ...tasks.data import leaves
-from .example_gradients import RULES, Share, norms_of, plain_embedding
+from . import attention, recurrent
+from .example_gradients import RULES, LayerCall, Share, norms_of, plain_embedding
 
 if TYPE_CHECKING:
     from ...tasks.data import Inputs
@@ -30,20 +32,23 @@ Forward = Callable[[Tensor, int], tuple[Any, Tensor]]
 ClippedSums = Callable[[Tensor, int], Tensor]
 
 
-class LayerCall(NamedTuple):
-    """Call of one layer in a forward pass.
+class Substitute(NamedTuple):
+    """Way of a layer whose products no hook sees.
 
     Attributes:
-      layer: of the model.
-      inputs: of the call, shape (n, ...); empty if the layer took several tensors.
-      version: number of in-place changes of the inputs before the call.
-      edge: of the outputs in torch's graph, where a backward pass reads their gradients.
+      forward: computes what the layer does, and records its products; takes the layer, the list of calls, and what the
+        layer takes.
+      obstacle: returns why it cannot, for a layer; None if it can.
     """
 
-    layer: nn.Module
-    inputs: Tensor
-    version: int
-    edge: GradientEdge
+    forward: Callable[..., Any]
+    obstacle: Callable[[Any], str | None]
+
+
+SUBSTITUTES: dict[type[nn.Module], Substitute] = {
+    nn.MultiheadAttention: Substitute(attention.forward, attention.obstacle),
+    **dict.fromkeys((nn.RNN, nn.LSTM, nn.GRU), Substitute(recurrent.forward, recurrent.obstacle)),
+}
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
@@ -53,33 +58,44 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def recorded_calls(model: nn.Module) -> Generator[list[LayerCall]]:
-    """Yield a list to which each call of a trainable layer is appended."""
+    """Yield a list to which each call of a trainable layer is appended.
+
+    Layers in `SUBSTITUTES` compute by functions that record their products of matrices, since no hook sees those.
+    """
     calls: list[LayerCall] = []
 
-    def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        only = inputs[0].detach() if len(inputs) == 1 else torch.empty(0)
-        calls.append(LayerCall(layer, only, only._version, get_gradient_edge(output)))
+    def record(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        only = inputs if len(inputs) == 1 else (torch.empty(0),)
+        own = [p for p in layer.parameters(recurse=False) if p.requires_grad]
+        calls.append(LayerCall.of(layer, own, partial(_share_of, layer), only, [output]))
 
-    handles = [layer.register_forward_hook(record) for layer in layers_of(model)]
-    try:
+    with ExitStack() as after:
+        for layer in layers_of(model):
+            if type(layer) in SUBSTITUTES:
+                after.callback(vars(layer).pop, "forward", None)
+                vars(layer)["forward"] = partial(SUBSTITUTES[type(layer)].forward, layer, calls)
+            else:
+                after.callback(layer.register_forward_hook(record).remove)
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def _share_of(layer: nn.Module, inputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Share:
+    return RULES[type(layer)](layer, inputs[0], gradients[0])
 
 
 @contextmanager
 def book_keeping(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generator[ClippedSums]:
     """Yield the function that computes clipped sums by book-keeping, on a model without `obstacle`; arguments as of `hooks`."""
-    layers = len(layers_of(model))
+    parameters = [p for p in model.parameters() if p.requires_grad]
     with recorded_calls(model) as calls:
 
         def clipped_sums(rows: Tensor, batch: int) -> Tensor:
             calls.clear()
             _, loss = forward(rows, batch)
-            if len(calls) != layers:
-                raise RuntimeError(f"{len(calls)} calls of {layers} layers")
-            backward = torch.autograd.grad(loss, [call.edge for call in calls])
+            used = Counter(parameter for call in calls for parameter in call.parameters)
+            if any(used[parameter] != 1 for parameter in parameters):
+                raise RuntimeError(f"{len(calls)} calls do not use each parameter once")
+            backward = torch.autograd.grad(loss, [edge for call in calls for edge in call.edges])
             with torch.no_grad():
                 return _clip(calls, backward, len(rows), batch, optimizer)
 
@@ -94,10 +110,11 @@ def _clip(
     `backward` are the gradients of the calls' outputs for the mean loss. If one row's is not finite, nothing is written.
     """
     shares: list[Share] = []
-    for call, gradients in zip(calls, backward, strict=True):
-        if len(call.inputs) != batch or call.inputs._version != call.version:
+    following = iter(backward)
+    for call in calls:
+        if not call.holds(batch):
             raise RuntimeError(f"{type(call.layer).__name__} does not hold one entry for each example")
-        shares.append(RULES[type(call.layer)](call.layer, call.inputs, gradients))
+        shares.append(call.share_of(call.inputs, list(islice(following, len(call.edges)))))
     grad_samples = {parameter: value for share in shares for parameter, value in share.grad_samples.items()}
     # Gradients that are held for every example, one row for each.
     small = torch.cat([backward[0].new_empty(batch, 0), *[g.flatten(1) for g in grad_samples.values()]], 1)
@@ -127,19 +144,27 @@ def obstacle(model: nn.Module, batch: Inputs) -> str | None:
       model: is run once.
       batch: inputs of some examples; their values are irrelevant.
     """
-    for layer in layers_of(model):
+    layers = layers_of(model)
+    for layer in layers:
         names = [name for name, _ in layer.named_parameters(recurse=False)]
-        if type(layer) not in RULES or not {"weight", "bias"}.issuperset(names):
+        if type(layer) in SUBSTITUTES:
+            reason = SUBSTITUTES[type(layer)].obstacle(layer)
+            if reason is not None:
+                return reason
+        elif type(layer) not in RULES or not {"weight", "bias"}.issuperset(names):
             return f"{type(layer).__name__} has no rule"
         if isinstance(layer, nn.Embedding) and not plain_embedding(layer):
             return "Embedding has an option that has no rule"
     with recorded_calls(model) as calls:
         used = uses(outputs_of(model.train(), batch))
+    for call in calls:
+        if type(call.layer) in SUBSTITUTES:  # whose products use no parameter in the graph
+            used.update(call.parameters)
     for parameter in model.parameters():
         if parameter.requires_grad and used[parameter] != 1:
             return f"a parameter is used {used[parameter]} times"
     for call in calls:
-        if len(call.inputs) != len(leaves(batch)[0]) or call.inputs._version != call.version:
+        if not call.holds(len(leaves(batch)[0])):
             return f"the inputs of {type(call.layer).__name__} do not hold one entry for each example"
     return None
 

@@ -11,10 +11,12 @@ norm includes a bound on the float32 rounding of its squares, and a gradient tha
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import grad as kernels
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
@@ -33,11 +35,52 @@ class Share(NamedTuple):
     sums: Callable[[Tensor], dict[Any, Tensor]] = lambda _: {}
 
 
+class LayerCall(NamedTuple):
+    """Products of one layer in a forward pass.
+
+    Attributes:
+      layer: of the model.
+      parameters: trainable ones whose whole gradient the share is.
+      share_of: returns the share, for `inputs` and the gradients at `edges`.
+      inputs: of the products, shapes (B, ...); an empty tensor if the layer did not take one tensor.
+      versions: numbers of in-place changes of the inputs before the call.
+      edges: of the products in torch's graph, where a backward pass reads their gradients.
+    """
+
+    layer: nn.Module
+    parameters: Sequence[Tensor]
+    share_of: Callable[[Sequence[Tensor], Sequence[Tensor]], Share]
+    inputs: Sequence[Tensor]
+    versions: Sequence[int]
+    edges: Sequence[GradientEdge]
+
+    @classmethod
+    def of(
+        cls,
+        layer: nn.Module,
+        parameters: Sequence[Tensor],
+        share_of: Callable[[Sequence[Tensor], Sequence[Tensor]], Share],
+        inputs: Sequence[Tensor],
+        products: Sequence[Tensor],
+    ) -> "LayerCall":
+        """Return the record of products that were just computed."""
+        inputs = [each.detach() for each in inputs]
+        edges = [get_gradient_edge(each) for each in products]
+        return cls(layer, parameters, share_of, inputs, [each._version for each in inputs], edges)
+
+    def holds(self, batch: int) -> bool:
+        """Return whether the inputs still are those of the call, and have an entry for each of so many examples."""
+        pairs = zip(self.inputs, self.versions, strict=True)
+        return all(len(each) == batch and each._version == version for each, version in pairs)
+
+
 # Function from a layer, its inputs, shape (B, ...), and the gradients of its outputs, shape (B, ...), to its share.
 Rule = Callable[[Any, Tensor, Tensor], Share]
 
 CHUNK = 1 << 18  # numbers of a layer to work on at a time: 1 MiB stays in a core's second-level cache
 VECTOR = 16  # float32 numbers that a processor multiplies at a time
+CACHED = 1 << 21  # numbers of a layer that are held in any case: 8 MiB stay in a processor's last cache
+GRAM = 3  # multiplications of a gradient in the time of one of a Gram matrix, which is in double precision and smaller
 BUFFER_RATIO = 2  # single gradients are held up to this many times the size of inputs and output gradients
 
 LOUDEST = 1024.0  # rounding to float32 moves such a part by less than 2^10 / 2^24 of the norm
@@ -117,7 +160,7 @@ def _products(pairs: Iterable[tuple[Tensor, Tensor]], buffer: Tensor | None) -> 
 def _cancelling(inputs: Tensor, gradients: Tensor) -> Tensor:
     """Return the norms, shape (n,), of gradients that are not held, from arguments as in a pair of `_products`."""
     positions, size = inputs.shape[1], inputs.shape[2] + gradients.shape[2]
-    if 2 * positions * size < inputs.shape[2] * gradients.shape[2]:
+    if GRAM * positions * size < inputs.shape[2] * gradients.shape[2]:
         # In double precision, since in float32 a Gram matrix loses half the digits of cancelling gradients.
         wide, high = inputs.double(), gradients.double()
         grams = torch.bmm(wide, wide.mT).mul_(torch.bmm(high, high.mT))
@@ -129,7 +172,7 @@ def _cancelling(inputs: Tensor, gradients: Tensor) -> Tensor:
 
 def _buffer(inputs: Tensor, gradients: Tensor, *shape: int) -> Tensor | None:
     """Return memory of this shape for each example's gradient; None if it is large compared with the arguments."""
-    small = math.prod(shape) <= BUFFER_RATIO * (inputs.numel() + gradients.numel())
+    small = math.prod(shape) <= max(CACHED, BUFFER_RATIO * (inputs.numel() + gradients.numel()))
     return gradients.new_empty(shape) if small else None
 
 
@@ -141,16 +184,78 @@ def _linear(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
     bias = {layer.bias: gradients.sum(1)} if learns(layer, "bias") else {}
     if not layer.weight.requires_grad:
         return Share(bias)
-    norms, weight_sum = products_of(inputs, gradients)
-    return Share(bias, [norms], lambda weights: {layer.weight: weight_sum(weights)})
+    norms, weight_sum = _matrix(inputs, gradients)
+
+    def sums(weights: Tensor) -> dict[Any, Tensor]:
+        return {layer.weight: weight_sum(weights)}
+
+    return Share(bias, [norms], sums)
 
 
-def products_of(inputs: Tensor, gradients: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+def share_of_rows(
+    weight: nn.Parameter, bias: nn.Parameter | None, inputs: Sequence[Tensor], gradients: Sequence[Tensor]
+) -> Share:
+    """Return the share of a matrix whose rows multiply several inputs in turn: as many linear layers, one below another.
+
+    Args:
+      weight: shape (O, K).
+      bias: shape (O,); None without one.
+      inputs: of each part of the rows, shapes (B, L, K); L may differ.
+      gradients: of each part's products, shapes (B, L, rows of the part).
+    """
+    held: dict[Any, Tensor] = {}
+    if bias is not None and bias.requires_grad:
+        held[bias] = torch.cat([each.sum(1) for each in gradients], 1)
+    if not weight.requires_grad:
+        return Share(held)
+    parts = [_matrix(x, g) for x, g in zip(inputs, gradients, strict=True)]
+
+    def sums(weights: Tensor) -> dict[Any, Tensor]:
+        return {weight: torch.cat([weight_sum(weights) for _, weight_sum in parts])}
+
+    return Share(held, [norms for norms, _ in parts], sums)
+
+
+def record_products(
+    layer: nn.Module,
+    calls: list[LayerCall],
+    weight: nn.Parameter,
+    bias: nn.Parameter | None,
+    inputs: Sequence[Tensor],
+) -> list[Tensor]:
+    """Return the products of inputs and parts of a matrix's rows, as `share_of_rows` has them, and append them to `calls`.
+
+    Autograd knows nothing of the matrix here: `share_of_rows` gives its gradient.
+
+    Args:
+      layer: has the matrix.
+      calls: of a forward pass.
+      weight: shape (O, K).
+      bias: shape (O,); None without one.
+      inputs: of each part of the rows, all of the same number, shapes (B, L, K).
+    """
+    parameters = [each for each in (weight, bias) if each is not None and each.requires_grad]
+    rows = weight.detach().chunk(len(inputs))
+    biases = [None] * len(inputs) if bias is None else bias.detach().chunk(len(inputs))
+    products = [nn.functional.linear(*each) for each in zip(inputs, rows, biases, strict=True)]
+    for each in products:
+        if not each.requires_grad:
+            each.requires_grad_()
+    calls.append(LayerCall.of(layer, parameters, partial(share_of_rows, weight, bias), inputs, products))
+    return products
+
+
+def record_unknown(layer: nn.Module, calls: list[LayerCall]) -> None:
+    """Append a call to `calls` that holds no examples, so that this engine does not train the model."""
+    calls.append(LayerCall(layer, [], lambda inputs, gradients: Share({}), [torch.empty(0)], [0], []))
+
+
+def _matrix(inputs: Tensor, gradients: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Return the norms of the gradients of a matrix, shape (B,), and the function of their weighted sums, shape (O, K).
 
     Args:
-      inputs: of each use of the matrix, shape (B, L, K), contiguous.
-      gradients: of its products with the inputs, shape (B, L, O), contiguous.
+      inputs: of each use of the matrix, shape (B, L, K); examples or positions may come first in memory.
+      gradients: of its products with the inputs, shape (B, L, O), in the same order.
     """
     batch, positions, size = inputs.shape
     outputs = gradients.shape[2]
@@ -168,8 +273,11 @@ def products_of(inputs: Tensor, gradients: Tensor) -> tuple[Tensor, Callable[[Te
             return held.t() if turned else held
         scale = weights[:, None, None]
         narrow = size < outputs  # scale the smaller factor
-        output_side, input_side = (gradients, inputs * scale) if narrow else (gradients * scale, inputs)
-        return output_side.flatten(0, 1).t() @ input_side.flatten(0, 1)
+        sides = (gradients, inputs * scale) if narrow else (gradients * scale, inputs)
+        if not gradients.is_contiguous():
+            sides = [each.transpose(0, 1) for each in sides]
+        output_side, input_side = (each.flatten(0, 1) for each in sides)
+        return output_side.t() @ input_side
 
     return norms, weight_sum
 

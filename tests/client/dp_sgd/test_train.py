@@ -544,16 +544,33 @@ def test_the_model_chooses_its_engine(
             chosen_engine("book_keeping", build_model(), examples)
 
 
-WHOLE: list[Callable[[], nn.Module]] = [
+RECORDED: list[Callable[[], nn.Module]] = [
     lambda: Cells(nn.LSTM),
     lambda: Cells(nn.LSTM, state=True),
     lambda: Cells(nn.GRU),
     lambda: Cells(nn.RNN, state=True),
     Attention,
-    Custom,
-    UsedApart,
     lambda: nn.Sequential(nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True), nn.Flatten()),
 ]
+
+
+@pytest.mark.parametrize("build_model", RECORDED)
+@pytest.mark.parametrize("places", [2, 3])  # as many as a batch of the choice has
+def test_layers_that_no_hook_sees_train_by_their_records(
+    build_model: Callable[[], nn.Module], places: int
+) -> None:
+    torch.manual_seed(3)
+    model, examples = build_model(), Examples(SEQUENCES.inputs[:, :places], SEQUENCES.targets)
+    check_independence(model, Made("tiny", 1), examples)
+    for name in ("hooks", "ghost"):
+        with pytest.raises(Refusal, match=rf"privacy\.gradients='{name}'.*use auto or one_by_one"):
+            chosen_engine(name, build_model(), examples)
+    assert chosen_engine("auto", model, examples) == "book_keeping"
+    assert chosen_engine("auto", model, examples, compressed=True) == "one_by_one"
+    check_one_step(model, examples)
+
+
+WHOLE: list[Callable[[], nn.Module]] = [Custom, UsedApart]
 
 
 @pytest.mark.parametrize("build_model", WHOLE)
