@@ -794,6 +794,10 @@ BEYOND: dict[str, str] = {
     "what confirms a free check stops no run": ITSELF,
     "audit of known rounds under amplification": ITSELF,
     "audit misses reused noise where updates move": ITSELF,
+    "the gradient of a memory passes a closed gate": WORSE,
+    "attention reads what its padding hides": WORSE,
+    "a matrix that a recurrent layer uses twice counts once": PRECONDITION,
+    "a layer that is called twice in one step is recorded once": PRECONDITION,
 }
 
 
