@@ -88,12 +88,12 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 100_411,  # with docstrings, comments and blank lines
-    "lines of the core": 59_631,
+    "lines of the package": 100_889,  # with docstrings, comments and blank lines
+    "lines of the core": 60_109,
     "files that know many features": 0,
-    "tests of None": 1_460,
+    "tests of None": 1_465,
     "tests of None on a part's name": 25,
-    "conditional expressions": 1_606,
+    "conditional expressions": 1_620,
     "parameters that are tuples": 5,
     "properties that are read for their refusal": 0,
     "names that are participles or adverbs": 7,

@@ -193,61 +193,54 @@ def _linear(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
 
 
 def share_of_rows(
-    weight: nn.Parameter, bias: nn.Parameter | None, inputs: Sequence[Tensor], gradients: Sequence[Tensor]
+    parameters: Sequence[nn.Parameter], inputs: Sequence[Tensor], gradients: Sequence[Tensor]
 ) -> Share:
     """Return the share of a matrix whose rows multiply several inputs in turn: as many linear layers, one below another.
 
     Args:
-      weight: shape (O, K).
-      bias: shape (O,); None without one.
+      parameters: the matrix, shape (O, K), and its bias, shape (O,), if it has one.
       inputs: of each part of the rows, shapes (B, L, K); L may differ.
       gradients: of each part's products, shapes (B, L, rows of the part).
     """
-    held: dict[Any, Tensor] = {}
-    if bias is not None and bias.requires_grad:
-        held[bias] = torch.cat([each.sum(1) for each in gradients], 1)
+    weight, *biases = parameters
+    grad_samples: dict[Any, Tensor] = {
+        bias: torch.cat([each.sum(1) for each in gradients], 1) for bias in biases if bias.requires_grad
+    }
     if not weight.requires_grad:
-        return Share(held)
+        return Share(grad_samples)
     parts = [_matrix(x, g) for x, g in zip(inputs, gradients, strict=True)]
 
     def sums(weights: Tensor) -> dict[Any, Tensor]:
         return {weight: torch.cat([weight_sum(weights) for _, weight_sum in parts])}
 
-    return Share(held, [norms for norms, _ in parts], sums)
+    return Share(grad_samples, [norms for norms, _ in parts], sums)
 
 
 def record_products(
-    layer: nn.Module,
-    calls: list[LayerCall],
-    weight: nn.Parameter,
-    bias: nn.Parameter | None,
-    inputs: Sequence[Tensor],
+    layer: nn.Module, calls: list[LayerCall], parameters: Sequence[nn.Parameter], inputs: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Return the products of inputs and parts of a matrix's rows, as `share_of_rows` has them, and append them to `calls`.
+    """Return the products of inputs and parts of a matrix's rows, and append them to `calls`; arguments as of `share_of_rows`.
 
     Autograd knows nothing of the matrix here: `share_of_rows` gives its gradient.
-
-    Args:
-      layer: has the matrix.
-      calls: of a forward pass.
-      weight: shape (O, K).
-      bias: shape (O,); None without one.
-      inputs: of each part of the rows, all of the same number, shapes (B, L, K).
     """
-    parameters = [each for each in (weight, bias) if each is not None and each.requires_grad]
-    rows = weight.detach().chunk(len(inputs))
-    biases = [None] * len(inputs) if bias is None else bias.detach().chunk(len(inputs))
-    products = [nn.functional.linear(*each) for each in zip(inputs, rows, biases, strict=True)]
+    parts = zip(*(each.detach().chunk(len(inputs)) for each in parameters), strict=True)
+    products = [nn.functional.linear(x, *part) for x, part in zip(inputs, parts, strict=True)]
     for each in products:
         if not each.requires_grad:
             each.requires_grad_()
-    calls.append(LayerCall.of(layer, parameters, partial(share_of_rows, weight, bias), inputs, products))
+    trained = [each for each in parameters if each.requires_grad]
+    calls.append(LayerCall.of(layer, trained, partial(share_of_rows, parameters), inputs, products))
     return products
+
+
+def batch_first(layer: Any, values: Tensor) -> Tensor:
+    """Return inputs or outputs with the batch as first dimension, and the second one first for a layer without `batch_first`."""
+    return values if layer.batch_first else values.transpose(0, 1)
 
 
 def record_unknown(layer: nn.Module, calls: list[LayerCall]) -> None:
     """Append a call to `calls` that holds no examples, so that this engine does not train the model."""
-    calls.append(LayerCall(layer, [], lambda inputs, gradients: Share({}), [torch.empty(0)], [0], []))
+    calls.append(LayerCall.of(layer, [], partial(share_of_rows, []), [torch.empty(0)], []))
 
 
 def _matrix(inputs: Tensor, gradients: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -269,8 +262,8 @@ def _matrix(inputs: Tensor, gradients: Tensor) -> tuple[Tensor, Callable[[Tensor
 
     def weight_sum(weights: Tensor) -> Tensor:
         if buffer is not None:
-            held = (weights @ buffer.flatten(1)).view(shape)
-            return held.t() if turned else held
+            total = (weights @ buffer.flatten(1)).view(shape)
+            return total.t() if turned else total
         scale = weights[:, None, None]
         narrow = size < outputs  # scale the smaller factor
         sides = (gradients, inputs * scale) if narrow else (gradients * scale, inputs)

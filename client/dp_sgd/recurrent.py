@@ -13,74 +13,59 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .example_gradients import LayerCall, Share, record_unknown, share_of_rows
+from .example_gradients import LayerCall, Share, batch_first, record_unknown, share_of_rows
 
 
-class _Tanh(torch.autograd.Function):
-    """Scan of nn.RNN with tanh.
+class _Rnn(torch.autograd.Function):
+    """Scan of nn.RNN.
 
     The scans take products with the inputs, shape (T, B, G * H), zeros of that shape in whose place stand the products
-    with the states, the weight of the states, shape (G * H, H), its bias or None, and the state before the first step,
+    with the states, the weight of the states, shape (G * H, H), its bias, and the state before the first step,
     shape (B, H). They return the states of all steps, shape (T, B, H).
+
+    This one also takes whether its activation is tanh; otherwise it is ReLU.
     """
 
     @staticmethod
-    def activate(values: Tensor) -> Tensor:
-        """Apply the activation in place."""
-        return values.tanh_()
-
-    @staticmethod
-    def derivative(results: Tensor) -> Tensor:
-        """Return the activation's derivative, computed from its results."""
-        return 1 - results.square()
-
-    @classmethod
     def forward(
-        cls, ctx: Any, inputs: Tensor, states: Tensor, weight: Tensor, bias: Tensor | None, start: Tensor
+        ctx: Any,
+        inputs: Tensor,
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        start: Tensor,
+        tanh: bool,
     ) -> Tensor:
         """Return the states."""
-        outputs = inputs.clone() if bias is None else inputs + bias
+        outputs = inputs + bias
         state, turned = start, weight.t()
         for output in outputs.unbind():
-            state = cls.activate(output.addmm_(state, turned))
+            output.addmm_(state, turned)
+            state = output.tanh_() if tanh else output.relu_()
         ctx.save_for_backward(outputs, weight)
+        ctx.tanh = tanh
         return outputs
 
-    @classmethod
-    def backward(cls, ctx: Any, *gradients: Tensor) -> Any:
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
         """Return the gradients of the products and of the start."""
         outputs, weight = ctx.saved_tensors
-        factors = cls.derivative(outputs)
-        backs, of_start = _backs(gradients[0], factors.unsqueeze(2), weight)
-        products = backs.mul_(factors)
-        return products, products, None, None, of_start
-
-
-class _Relu(_Tanh):
-    """Scan of nn.RNN with ReLU."""
-
-    @staticmethod
-    def activate(values: Tensor) -> Tensor:
-        """Apply the activation in place."""
-        return values.relu_()
-
-    @staticmethod
-    def derivative(results: Tensor) -> Tensor:
-        """Return the activation's derivative, computed from its results."""
-        return (results > 0).to(results)
+        derivative = 1 - outputs.square() if ctx.tanh else (outputs > 0).to(outputs)
+        backs, of_start = _backs(gradients[0], derivative.unsqueeze(2), weight)
+        products = backs.mul_(derivative)
+        return products, products, None, None, of_start, None
 
 
 class _Gru(torch.autograd.Function):
-    """Scan of nn.GRU, whose gates are reset, update and candidate; see `_Tanh`."""
+    """Scan of nn.GRU, whose gates are reset, update and candidate; see `_Rnn`."""
 
     @staticmethod
     def forward(
-        ctx: Any, inputs: Tensor, states: Tensor, weight: Tensor, bias: Tensor | None, start: Tensor
+        ctx: Any, inputs: Tensor, states: Tensor, weight: Tensor, bias: Tensor, start: Tensor
     ) -> Tensor:
         """Return the states."""
         gates, of_states, turned = inputs.clone(), torch.empty_like(inputs), weight.t()
         outputs = inputs.new_empty(*inputs.shape[:2], start.shape[1])
-        bias = inputs.new_zeros(inputs.shape[2]) if bias is None else bias
         size, state = 2 * start.shape[1], start
         for gate, product, output in zip(gates.unbind(), of_states.unbind(), outputs.unbind(), strict=True):
             torch.addmm(bias, state, turned, out=product)
@@ -131,7 +116,7 @@ def _backs(
 
 
 class _Lstm(torch.autograd.Function):
-    """Scan of nn.LSTM, whose gates are entry, forget, new and output; see `_Tanh`.
+    """Scan of nn.LSTM, whose gates are entry, forget, new and output; see `_Rnn`.
 
     It also takes the memory before the first step, and returns the last one.
     """
@@ -142,12 +127,12 @@ class _Lstm(torch.autograd.Function):
         inputs: Tensor,
         states: Tensor,
         weight: Tensor,
-        bias: Tensor | None,
+        bias: Tensor,
         start: Tensor,
         memory: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Return the states and the last memory."""
-        gates, turned = inputs.clone() if bias is None else inputs + bias, weight.t()
+        gates, turned = inputs + bias, weight.t()
         outputs, memories, bounded = (gates.new_empty(3, *gates.shape[:2], start.shape[1])).unbind()
         state, current, size = start, memory, start.shape[1]
         for gate, *results in zip(
@@ -190,14 +175,6 @@ class _Lstm(torch.autograd.Function):
         return of_products, of_products, None, None, earlier[0], memory_back
 
 
-SCANS: dict[str, Any] = {
-    "RNN_TANH": _Tanh,
-    "RNN_RELU": _Relu,
-    "GRU": _Gru,
-    "LSTM": _Lstm,
-}  # by a layer's mode
-
-
 def obstacle(layer: Any) -> str | None:
     """Return why the products of this layer cannot be recorded; None if they can."""
     return f"{type(layer).__name__} with proj_size has no rule" if layer.proj_size else None
@@ -208,10 +185,10 @@ def forward(layer: Any, calls: list[LayerCall], input: Any, hx: Any = None) -> A
     if not isinstance(input, Tensor) or input.dim() != 3:
         record_unknown(layer, calls)
         return type(layer).forward(layer, input, hx)
-    values = input.transpose(0, 1) if layer.batch_first else input
+    values = batch_first(layer, input).transpose(0, 1)
     turns = 1 + layer.bidirectional
     starts = _starts(layer, values, hx)
-    ends: list[Sequence[Tensor]] = []  # of each cell: the last state, and of an LSTM the last memory
+    ends: list[list[Tensor]] = []  # of each cell: the last state, and of an LSTM the last memory
     for number in range(layer.num_layers):
         if number and layer.training:
             values = functional.dropout(values, layer.dropout)
@@ -221,8 +198,8 @@ def forward(layer: Any, calls: list[LayerCall], input: Any, hx: Any = None) -> A
             ends.append([outputs[-1], *memory])
             results.append(outputs.flip(0) if index % turns else outputs)
         values = torch.cat(results, 2) if len(results) > 1 else results[0]
-    last = tuple(torch.stack(each) for each in zip(*ends, strict=True))
-    return values.transpose(0, 1) if layer.batch_first else values, last if len(last) > 1 else last[0]
+    last = [torch.stack(each) for each in zip(*ends, strict=True)]
+    return batch_first(layer, values.transpose(0, 1)), tuple(last) if last[1:] else last[0]
 
 
 def _starts(layer: Any, values: Tensor, hx: Any) -> Sequence[Tensor]:
@@ -237,28 +214,35 @@ def _cell(
     layer: Any, calls: list[LayerCall], values: Tensor, index: int, starts: Sequence[Tensor]
 ) -> Sequence[Tensor]:
     """Return the states of one cell's steps, shape (T, B, H), and of an LSTM the last memory; append its products to `calls`."""
-    of_inputs, of_states, *biases = layer.all_weights[index]
-    bias, state_bias = biases or (None, None)
-    products = functional.linear(values, of_inputs.detach(), None if bias is None else bias.detach())
+    parameters = layer.all_weights[index]
+    of_inputs, of_states = parameters[::2], parameters[1::2]  # a weight, and a bias if the layer has one
+    products = functional.linear(values, *(each.detach() for each in of_inputs))
     zeros = products.new_zeros(()).expand_as(products).requires_grad_()
     if not products.requires_grad:
         products.requires_grad_()
-    options = (of_states.detach(), None if state_bias is None else state_bias.detach())
-    results = SCANS[layer.mode].apply(products, zeros, *options, *(start[index] for start in starts))
-    outputs, *memory = results if isinstance(results, tuple) else (results,)
-    _record(layer, calls, of_inputs, bias, values, products)
-    states = torch.cat([starts[0][index][None], outputs[:-1]])
-    _record(layer, calls, of_states, state_bias, states, zeros)
+    weight, *bias = (each.detach() for each in of_states)
+    bias = bias or [weight.new_zeros(len(weight))]
+    first = [start[index] for start in starts]
+    results: Any
+    if isinstance(layer, nn.RNN):
+        results = _Rnn.apply(products, zeros, weight, *bias, *first, layer.mode == "RNN_TANH")
+    else:
+        results = (_Lstm if isinstance(layer, nn.LSTM) else _Gru).apply(
+            products, zeros, weight, *bias, *first
+        )
+    outputs, *memory = [results] if isinstance(results, Tensor) else results
+    _record(layer, calls, of_inputs, values, products)
+    _record(layer, calls, of_states, torch.cat([first[0][None], outputs[:-1]]), zeros)
     return [outputs, *memory]
 
 
 def _record(
-    layer: nn.Module, calls: list[LayerCall], weight: Any, bias: Any, inputs: Tensor, products: Tensor
+    layer: nn.Module, calls: list[LayerCall], parameters: Sequence[Any], inputs: Tensor, products: Tensor
 ) -> None:
     """Append the products of inputs, shape (T, B, K), and a weight, shape (G * H, K), to `calls`."""
 
     def share_of(inputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Share:
-        return share_of_rows(weight, bias, inputs, [each.transpose(0, 1) for each in gradients])
+        return share_of_rows(parameters, inputs, [each.transpose(0, 1) for each in gradients])
 
-    parameters = [each for each in (weight, bias) if each is not None and each.requires_grad]
-    calls.append(LayerCall.of(layer, parameters, share_of, [inputs.transpose(0, 1)], [products]))
+    trained = [each for each in parameters if each.requires_grad]
+    calls.append(LayerCall.of(layer, trained, share_of, [inputs.transpose(0, 1)], [products]))

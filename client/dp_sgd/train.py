@@ -2,9 +2,9 @@
 
 Batches, noise and accounting are fedveil's own. One of four engines computes clipped sums, and Opacus' optimiser takes
 the step: Opacus' hooks hold every example's gradient, and the other engines are tested against them; its ghost clipping
-uses a second backward pass instead; `book_keeping` uses one pass, and `one_by_one` a pass for each example. All attach
-to the unwrapped model (``wrap_model=False``), so parameter names stay those of the server. The noise comes from a
-cryptographic stream.
+uses a second backward pass instead; `book_keeping` uses one pass, for torch's recurrent layers and attention too, and
+`one_by_one` a pass for each example. All attach to the unwrapped model (``wrap_model=False``), so parameter names stay
+those of the server. The noise comes from a cryptographic stream.
 """
 
 from __future__ import annotations
