@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ def test_module_shows_its_version_and_imports_nothing_heavy() -> None:
         "print(sorted({'torch', 'flwr', 'hydra', 'ray', 'opacus', 'dp_accounting'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["fedveil 0.1.0", "[]"]
+    assert done.stdout.splitlines() == [f"fedveil {version('fedveil')}", "[]"]
 
 
 def test_python_m_fedveil_refuses_with_2_and_writes_nothing(tmp_path: Path) -> None:

@@ -332,7 +332,7 @@ def test_the_command_trains_in_every_mode(
         *("adapter=lora", "adapter.rank=2", "hydra.run.dir=run"),
     )
     assert code == 0, done.err
-    assert done.out.count("perplexity") == 2 and "bits_per_byte" in done.out
+    assert done.out.count("perplexity") == 2 and "bits per byte" in done.out
     arrays = load_file(commands.folder / "run" / "model.safetensors")
     task = load(str(letters), str(tiny_base), adapter={"name": "lora", "rank": 2})
     trained = sum(each.numel() for each in task.model().parameters() if each.requires_grad)
