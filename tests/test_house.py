@@ -88,8 +88,8 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 100_889,  # with docstrings, comments and blank lines
-    "lines of the core": 60_109,
+    "lines of the package": 100_895,  # with docstrings, comments and blank lines
+    "lines of the core": 60_115,
     "files that know many features": 0,
     "tests of None": 1_465,
     "tests of None on a part's name": 25,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from opacus.optimizers import DPOptimizer
@@ -148,15 +148,15 @@ def obstacle(model: nn.Module, batch: Inputs) -> str | None:
     for layer in layers:
         names = [name for name, _ in layer.named_parameters(recurse=False)]
         if type(layer) in SUBSTITUTES:
-            reason = SUBSTITUTES[type(layer)].obstacle(layer)
-            if reason is not None:
+            if reason := SUBSTITUTES[type(layer)].obstacle(layer):
                 return reason
         elif type(layer) not in RULES or not {"weight", "bias"}.issuperset(names):
             return f"{type(layer).__name__} has no rule"
         if isinstance(layer, nn.Embedding) and not plain_embedding(layer):
             return "Embedding has an option that has no rule"
     with recorded_calls(model) as calls:
-        used = uses(outputs_of(model.train(), batch))
+        outputs = [each for each in outputs_of(model.train(), batch) if each.requires_grad]
+        used = uses(outputs)
     for call in calls:
         if type(call.layer) in SUBSTITUTES:  # whose products use no parameter in the graph
             used.update(call.parameters)
@@ -166,6 +166,12 @@ def obstacle(model: nn.Module, batch: Inputs) -> str | None:
     for call in calls:
         if not call.holds(len(leaves(batch)[0])):
             return f"the inputs of {type(call.layer).__name__} do not hold one entry for each example"
+    edges = [(call.layer, edge) for call in calls for edge in call.edges]
+    sums: list[Any] = [each.sum() for each in outputs]
+    gradients = torch.autograd.grad(sums, [edge for _, edge in edges], allow_unused=True)
+    for (layer, _), gradient in zip(edges, cast("Sequence[Tensor | None]", gradients), strict=True):
+        if gradient is None:
+            return f"no output reads what {type(layer).__name__} computes"
     return None
 
 

@@ -94,6 +94,9 @@ class Cells(nn.Module):
             return torch.stack([self.others(self.cells(each)[0])[0] for each in inputs])
         if self.way == "packed":
             return self.others(self.cells(pack_sequence(list(inputs)))[0])[0].data
+        if self.way == "discarded":
+            self.cells(inputs)
+            return self.others(inputs)[0]
         outputs = self.others(self.cells(inputs)[0])[0]
         if self.way == "twice":
             outputs = self.cells(outputs)[0]
@@ -109,6 +112,7 @@ class Cells(nn.Module):
         ("twice", {}, "used 2 times"),
         ("apart", {}, "used 2 times"),
         ("tied", {}, "used 2 times"),
+        ("discarded", {}, "no output reads what LSTM computes"),
         ("unbatched", {}, "used 2 times"),
         ("packed", {}, "LSTM do not hold one entry for each example"),
     ],
