@@ -33,11 +33,11 @@ ClippedSums = Callable[[Tensor, int], Tensor]
 
 
 class Substitute(NamedTuple):
-    """Way of a layer whose products no hook sees.
+    """Functions in the place of a layer's own whose products no hook sees.
 
     Attributes:
-      forward: computes what the layer does, and records its products; takes the layer, the list of calls, and what the
-        layer takes.
+      forward: takes the layer, the list of calls and the layer's arguments; returns what the layer does, and appends its
+        products to the list.
       obstacle: returns why it cannot, for a layer; None if it can.
     """
 
@@ -144,8 +144,9 @@ def obstacle(model: nn.Module, batch: Inputs) -> str | None:
       model: is run once.
       batch: inputs of some examples; their values are irrelevant.
     """
-    layers = layers_of(model)
-    for layer in layers:
+    for layer in layers_of(model):
+        if "forward" in vars(layer):
+            return f"{type(layer).__name__} has a forward function of its own"
         names = [name for name, _ in layer.named_parameters(recurse=False)]
         if type(layer) in SUBSTITUTES:
             if reason := SUBSTITUTES[type(layer)].obstacle(layer):

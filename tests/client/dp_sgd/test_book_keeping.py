@@ -265,6 +265,15 @@ class Shared(nn.Sequential):
         self[0].weight = self[1].weight  # type: ignore[union-attr]
 
 
+class Patched(Twice):
+    """A layer has a function of its own, as libraries that move layers between devices give them one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.RNN(4, 4, batch_first=True)  # type: ignore[assignment]
+        self.layer.forward = lambda inputs: inputs  # type: ignore[method-assign, assignment]
+
+
 @pytest.mark.parametrize(
     ("make", "inputs", "reason"),
     [
@@ -275,6 +284,7 @@ class Shared(nn.Sequential):
         (Functional, torch.zeros(1, 4), "used 2 times"),
         (Shared, torch.zeros(1, 4), "used 2 times"),
         (Unused, torch.zeros(1, 4), "used 0 times"),
+        (Patched, torch.zeros(1, 4), "RNN has a forward function of its own"),
         (Merged, torch.zeros(1, 3, 4), "one entry for each example"),
         (Overwritten, torch.zeros(1, 4), "one entry for each example"),
     ],
