@@ -7,14 +7,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-OTHERS = (
-    "docs",
-    "examples",
-    "tests",
-    "typings",
-    "benchmarks",
-    "build",
-)  # folders without refusals of the package
+OTHERS = ("docs", "examples", "tests", "typings", "benchmarks", "build")  # without refusals of the package
 CLASSES = ("Refusal", "Unaffordable", "CapEnded", "LedgerUnavailable")  # called with key, value and remedy
 RULES = ("rules", "conflicts")  # generators of (key, remedy)
 UNKNOWN = "…"

@@ -19,10 +19,8 @@ if TYPE_CHECKING:
     from ..server.checkpoint import State
 
 CONFIDENCE = 0.95
-MOST_EXPLAINED, MOST_COLUMNS = (
-    200,
-    40,
-)  # rows whose predictions are attributed to columns, and columns in the result
+MOST_EXPLAINED = 200  # rows whose predictions are attributed to columns
+MOST_COLUMNS = 40  # with attributions in the result
 BINS = 10  # of predicted probabilities
 DRAWS, MOST_NUMBERS = 1000, 20_000_000  # of a bootstrap: samples, and numbers drawn for all of them
 FEWEST_DRAWS = 200

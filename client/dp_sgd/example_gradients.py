@@ -121,9 +121,9 @@ def _norms_by_ghost(layer: Any, activations: list[Tensor], backward: Tensor) -> 
         return {layer.weight: _not_below(norms.to(backward.dtype), _lengths(gradients))}
     inputs = activations[0].reshape(len(backward), -1, layer.in_features).to(backward.dtype)
     norms_by_parameter: dict[Any, Tensor] = {}
-    if learns(layer, "weight"):
+    if _learns(layer, "weight"):
         norms_by_parameter[layer.weight] = _cancelling(inputs, gradients)
-    if learns(layer, "bias"):
+    if _learns(layer, "bias"):
         norms_by_parameter[layer.bias] = _not_below(norms_of(gradients.sum(1)), _lengths(gradients))
     return norms_by_parameter
 
@@ -131,7 +131,7 @@ def _norms_by_ghost(layer: Any, activations: list[Tensor], backward: Tensor) -> 
 GHOST = dict.fromkeys((nn.Linear, nn.Embedding), _norms_by_ghost)  # layers whose norms Opacus computes itself
 
 
-def learns(layer: nn.Module, name: str) -> bool:
+def _learns(layer: nn.Module, name: str) -> bool:
     """Return whether a layer has a trainable parameter with this name."""
     parameter = getattr(layer, name, None)
     return parameter is not None and parameter.requires_grad
@@ -181,7 +181,7 @@ def _linear(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
     batch = len(inputs)
     inputs = inputs.reshape(batch, -1, layer.in_features).contiguous()
     gradients = gradients.reshape(batch, -1, layer.out_features).contiguous()
-    bias = {layer.bias: gradients.sum(1)} if learns(layer, "bias") else {}
+    bias = {layer.bias: gradients.sum(1)} if _learns(layer, "bias") else {}
     if not layer.weight.requires_grad:
         return Share(bias)
     norms, weight_sum = _matrix(inputs, gradients)
@@ -296,7 +296,7 @@ def _windows(layer: Any, padded: Tensor, outputs: Sequence[int]) -> Tensor:
 
 def _convolution(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
     """Return the share of a convolution, as `Rule`: a linear layer on the windows of its inputs, in each of its groups."""
-    bias = {layer.bias: gradients.flatten(2).sum(2)} if learns(layer, "bias") else {}
+    bias = {layer.bias: gradients.flatten(2).sum(2)} if _learns(layer, "bias") else {}
     weight = layer.weight
     if not weight.requires_grad:
         return Share(bias)
@@ -383,9 +383,9 @@ def _group_norm(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
 def _affine(layer: Any, normal: Tensor, gradients: Tensor, over: tuple[int, ...]) -> Share:
     """Return the share of weight * normal + bias, whose gradients are sums over the dimensions `over`; overwrite `normal`."""
     grad_samples: dict[Any, Tensor] = {}
-    if learns(layer, "bias"):
+    if _learns(layer, "bias"):
         grad_samples[layer.bias] = gradients.sum(over) if over else gradients
-    if learns(layer, "weight"):
+    if _learns(layer, "weight"):
         products = normal.mul_(gradients)
         grad_samples[layer.weight] = products.sum(over) if over else products
     return Share(grad_samples)

@@ -159,10 +159,8 @@ class _Lstm(torch.autograd.Function):
         through = [new * entry * (1 - entry), entered * forget * (1 - forget), entry * (1 - new.square())]
         products = torch.stack([*through, of_output], 2)
         backs, memory_back = gradients[0].clone(memory_format=torch.contiguous_format), gradients[1].clone()
-        earlier = (
-            torch.zeros_like(memory),
-            *backs.unbind()[:-1],
-        )  # the start, then the states before each step
+        # Gradients of the start, then of the states before each step.
+        earlier = (torch.zeros_like(memory), *backs.unbind()[:-1])
         parts = (products.flatten(2), products[:, :, :3], products[:, :, 3], of_memory, forget, backs)
         steps = zip(*(each.unbind() for each in parts), earlier, strict=True)
         for product, gated, last, factor, passing, back, before in reversed([*steps]):

@@ -6,23 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared.recorded_calls import sums_of
 from torch import Tensor, nn
 
 from fedveil.client.dp_sgd.book_keeping import obstacle, recorded_calls
-from fedveil.client.dp_sgd.example_gradients import LayerCall
 
 BATCH, HEADS, LENGTH, WIDTH = 4, 2, 3, 6
 KINDS = (None, "bool", "float")
-
-
-def sums_of(calls: list[LayerCall], gradients: list[Tensor]) -> dict[Any, Tensor]:
-    """The gradients of the parameters, as the sums of all examples' shares."""
-    sums: dict[Any, Tensor] = {}
-    for call in calls:
-        share = call.share_of(call.inputs, [gradients.pop(0) for _ in call.edges])
-        sums |= {parameter: value.sum(0) for parameter, value in share.grad_samples.items()}
-        sums |= share.sums(torch.ones(BATCH, dtype=torch.float64))
-    return sums
 
 
 def mask_of(kind: str | None, *shape: int) -> Tensor | None:
@@ -76,7 +66,7 @@ def test_recorded_attention_is_that_of_torch(
         edges = [edge for call in calls for edge in call.edges]
         gradients = list(torch.autograd.grad(results[0].cos().sum(), edges))
     torch.testing.assert_close(results, expected)
-    sums = sums_of(calls, gradients)
+    sums = sums_of(calls, gradients, BATCH)
     for parameter, gradient in zip(layer.parameters(), of_torch, strict=True):
         torch.testing.assert_close(sums[parameter], gradient)
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared.recorded_calls import sums_of
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
 from fedveil.client.dp_sgd.book_keeping import obstacle, recorded_calls
-from fedveil.client.dp_sgd.example_gradients import LayerCall
 
 KINDS: dict[str, Any] = {
     "tanh": nn.RNN,
@@ -28,16 +28,6 @@ def flat(results: Any) -> list[Tensor]:
 def weighted(results: list[Tensor]) -> Tensor:
     """A scalar that depends on every number of the results."""
     return sum((each * torch.arange(each.numel()).view(each.shape).cos()).sum() for each in results)  # type: ignore[return-value]
-
-
-def sums_of(calls: list[LayerCall], gradients: list[Tensor], batch: int) -> dict[Any, Tensor]:
-    """The gradients of the parameters, as the sums of all examples' shares."""
-    sums: dict[Any, Tensor] = {}
-    for call in calls:
-        share = call.share_of(call.inputs, [gradients.pop(0) for _ in call.edges])
-        sums |= {parameter: value.sum(0) for parameter, value in share.grad_samples.items()}
-        sums |= share.sums(torch.ones(batch, dtype=torch.float64))
-    return sums
 
 
 @given(
