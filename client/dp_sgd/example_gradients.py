@@ -342,9 +342,10 @@ def _embedding(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
     sorted_indices, order = indices.sort(stable=True)
     # Whether a sorted place has the index of the place before it.
     again = sorted_indices[:, 1:] == sorted_indices[:, :-1]
-    order += indices.shape[1] * torch.arange(batch)[:, None]  # positions among the rows of all examples
+    examples, places = (torch.arange(n, device=indices.device) for n in indices.shape)
+    order += len(places) * examples[:, None]  # positions among the rows of all examples
     # Sorted place where each place's index begins, without that of place 0.
-    first = torch.arange(indices.shape[1])[1:].masked_fill(again, 0).cummax(1).values
+    first = places[1:].masked_fill(again, 0).cummax(1).values
     later = order[:, 1:][again]
     rows.index_add_(0, order.gather(1, first)[again], rows[later])
     rows[later] = 0
