@@ -195,15 +195,15 @@ def _ratios(row: Row, less: int) -> Row:
 
 
 def _measure(name: str, batch: int, turns: int) -> Row:
-    examples, steps = _examples(PRIVATE[name][1], batch), BATCHES[batch]
-    models = {engine: _model(name) for engine in (PLAIN, *MEASURED) if _trains(engine, name, examples)}
+    examples, steps = made_examples(PRIVATE[name][1], batch), BATCHES[batch]
+    models = {engine: model_of(name) for engine in (PLAIN, *MEASURED) if trains(engine, name, examples)}
     auto = chosen_engine("auto", models[PLAIN], examples)
     trained = sum(p.numel() for p in models[PLAIN].parameters() if p.requires_grad)
-    ways = {e: by_numpy()(partial(_train, e, model, examples, steps)) for e, model in models.items()}
-    noises = {"noise": by_numpy()(partial(_noise, trained))}
+    ways = {e: by_numpy()(partial(take_steps, e, model, examples, steps)) for e, model in models.items()}
+    noises = {"noise": by_numpy()(partial(draw_noise, trained))}
     if discrete_gaussian.compiled():
-        ways[COMPILED] = partial(_train, auto, _model(name), examples, steps)
-        noises[COMPILED_NOISE] = partial(_noise, trained)
+        ways[COMPILED] = partial(take_steps, auto, model_of(name), examples, steps)
+        noises[COMPILED_NOISE] = partial(draw_noise, trained)
     return {
         "model": name,
         "batch": batch,
@@ -214,21 +214,21 @@ def _measure(name: str, batch: int, turns: int) -> Row:
     }
 
 
-def _trains(engine: str, name: str, examples: Examples) -> bool:
+def trains(engine: str, name: str, examples: Examples) -> bool:
     """Return whether an engine can train a model: Opacus' hooks see no product of torch's recurrent layers."""
     try:
-        return engine == PLAIN or chosen_engine(engine, _model(name), examples) == engine
+        return engine == PLAIN or chosen_engine(engine, model_of(name), examples) == engine
     except Refusal:
         return False
 
 
-def _model(name: str) -> nn.Module:
+def model_of(name: str) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
         return with_fast_kernels(PRIVATE[name][0]())
 
 
-def _examples(words: tuple[int, int] | None, batch: int) -> Examples:
+def made_examples(words: tuple[int, int] | None, batch: int) -> Examples:
     generator = torch.Generator().manual_seed(_SEED)
     targets = torch.randint(CLASSES, (batch,), generator=generator)
     if words is None:
@@ -237,7 +237,7 @@ def _examples(words: tuple[int, int] | None, batch: int) -> Examples:
     return Examples(torch.randint(vocabulary, (batch, length), generator=generator), targets)
 
 
-def _train(engine: str, model: nn.Module, examples: Examples, steps: int) -> None:
+def take_steps(engine: str, model: nn.Module, examples: Examples, steps: int) -> None:
     """Take the steps of a turn, each on all examples."""
     task, training = Made("tiny", 1), LocalTraining(LEARNING_RATE, steps, len(examples))
     if engine == PLAIN:
@@ -249,7 +249,7 @@ def _train(engine: str, model: nn.Module, examples: Examples, steps: int) -> Non
     train_privately(model, task, examples, training, PrivateSteps(plan, *streams), engine)
 
 
-def _noise(count: int) -> None:
+def draw_noise(count: int) -> None:
     stream = Randomness(_SEED).stream("noise")
     sigma, step = lattice_of(NOISE_MULTIPLIER, CLIPPING_NORM, count)
     for block in torch.zeros(count).split(NOISE_BLOCK):
