@@ -11,10 +11,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..base.refusal import Refusal
 from .audit_share import run_audit
 from .contenders import ALL
-from .dp_sgd import PRIVATE, run_dp_sgd
+from .dp_sgd import LARGE, PRIVATE, run_dp_sgd
 from .engines import Options, run_engines, run_overhead
+from .gpu import run_gpu
 from .link import run_link
 from .loading import run_loading
 from .memory import run_memory
@@ -39,7 +41,8 @@ _BENCHMARKS: dict[str, tuple[Callable[[Options], Row], tuple[str, ...]]] = {
     "link": (run_link, ()),
     "supernodes": (run_supernodes, ()),
     "steps": (run_steps, ()),
-    "dp_sgd": (run_dp_sgd, tuple(PRIVATE)),
+    "dp_sgd": (run_dp_sgd, tuple(name for name in PRIVATE if name not in LARGE)),
+    "gpu": (run_gpu, LARGE),
     "loading": (run_loading, ("tiny-equal", "cnn-100k-equal")),
     "precision": (run_precision, tuple(MODELS)[:3]),
     "secagg": (run_secagg, ()),
@@ -74,14 +77,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cohort", type=int, default=size.cohort, help="clients of a round")
     parser.add_argument("--rounds", type=int, default=size.rounds, help="measured rounds of a process")
     parser.add_argument("--repeats", type=int, default=Options.repeats, help="processes of each contender")
+    parser.add_argument(
+        "--device", default=Options.device, metavar="NAME", help="of gpu, such as cuda or cpu"
+    )
     given = parser.parse_args(arguments)
     if given.benchmark == _SHOW:
         return _show(given.files, given.into)
     run, usual = _BENCHMARKS[given.benchmark]
     size = Size(given.clients, given.cohort, given.rounds)
     workloads, contenders = tuple(given.workloads or usual), tuple(given.contenders)
-    options = Options(size, given.repeats, given.pfl_python, workloads, given.before, contenders)
-    publish(run(options), given.json)
+    options = Options(
+        size, given.repeats, given.pfl_python, workloads, given.before, contenders, given.device
+    )
+    try:
+        publish(run(options), given.json)
+    except Refusal as refusal:
+        print(refusal, file=sys.stderr)
+        return 2
     return 0
 
 

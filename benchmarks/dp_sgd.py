@@ -140,9 +140,9 @@ class Adapted(nn.Module):
         return self.layer(inputs) + self.up(self.down(inputs))
 
 
-def adapted() -> nn.Module:
-    """Return the transformer, frozen but for adapters of its attention and its output layer."""
-    model: Any = Transformer(width=128).requires_grad_(False)
+def adapted(width: int = 128, blocks: int = 2) -> nn.Module:
+    """Return the transformer, frozen but for adapters of its attention and its output layer; arguments as of its class."""
+    model: Any = Transformer(width=width, blocks=blocks).requires_grad_(False)
     for block in model.blocks:
         block.attend = Adapted(block.attend)
     model.out.requires_grad_(True)
@@ -160,7 +160,11 @@ PRIVATE: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, int] | None]] = 
     "lstm": (partial(Recurrent, nn.LSTM), (32, 80)),
     "gru": (partial(Recurrent, nn.GRU), (32, 80)),
     "encoder": (Encoder, (32, 1000)),
+    "cnn-1m": (lambda: build("cnn-1m"), None),
+    "resnet-18": (lambda: build("resnet-18"), None),
+    "lora": (partial(adapted, 768, 12), (128, 1000)),
 }
+LARGE = ("cnn-1m", "resnet-18", "lora")  # of a GPU; the others are measured by default
 
 
 def run_dp_sgd(options: Options) -> Row:
@@ -195,14 +199,15 @@ def _ratios(row: Row, less: int) -> Row:
 
 
 def _measure(name: str, batch: int, turns: int) -> Row:
-    examples, steps = made_examples(PRIVATE[name][1], batch), BATCHES[batch]
-    models = {engine: model_of(name) for engine in (PLAIN, *MEASURED) if trains(engine, name, examples)}
+    examples, steps = made_examples(name, batch), BATCHES[batch]
+    engines = [engine for engine in (PLAIN, *MEASURED) if trains(engine, name, examples)]
+    models = {engine: with_fast_kernels(model_of(name)) for engine in engines}
     auto = chosen_engine("auto", models[PLAIN], examples)
     trained = sum(p.numel() for p in models[PLAIN].parameters() if p.requires_grad)
     ways = {e: by_numpy()(partial(take_steps, e, model, examples, steps)) for e, model in models.items()}
     noises = {"noise": by_numpy()(partial(draw_noise, trained))}
     if discrete_gaussian.compiled():
-        ways[COMPILED] = partial(take_steps, auto, model_of(name), examples, steps)
+        ways[COMPILED] = partial(take_steps, auto, with_fast_kernels(model_of(name)), examples, steps)
         noises[COMPILED_NOISE] = partial(draw_noise, trained)
     return {
         "model": name,
@@ -215,7 +220,13 @@ def _measure(name: str, batch: int, turns: int) -> Row:
 
 
 def trains(engine: str, name: str, examples: Examples) -> bool:
-    """Return whether an engine can train a model: Opacus' hooks see no product of torch's recurrent layers."""
+    """Return whether an engine can train a model: Opacus' hooks see no product of torch's recurrent layers.
+
+    Args:
+      engine: of DP-SGD, or `PLAIN`.
+      name: a key of `PRIVATE`.
+      examples: of its inputs.
+    """
     try:
         return engine == PLAIN or chosen_engine(engine, model_of(name), examples) == engine
     except Refusal:
@@ -223,12 +234,15 @@ def trains(engine: str, name: str, examples: Examples) -> bool:
 
 
 def model_of(name: str) -> nn.Module:
+    """Return a model in `PRIVATE`, the same at every call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
-        return with_fast_kernels(PRIVATE[name][0]())
+        return PRIVATE[name][0]()
 
 
-def made_examples(words: tuple[int, int] | None, batch: int) -> Examples:
+def made_examples(name: str, batch: int) -> Examples:
+    """Return a batch for a model in `PRIVATE`."""
+    words = PRIVATE[name][1]
     generator = torch.Generator().manual_seed(_SEED)
     targets = torch.randint(CLASSES, (batch,), generator=generator)
     if words is None:
@@ -238,7 +252,14 @@ def made_examples(words: tuple[int, int] | None, batch: int) -> Examples:
 
 
 def take_steps(engine: str, model: nn.Module, examples: Examples, steps: int) -> None:
-    """Take the steps of a turn, each on all examples."""
+    """Take the steps of a turn, each on all examples.
+
+    Args:
+      engine: of DP-SGD, or `PLAIN`.
+      model: is trained in place.
+      examples: on the model's device.
+      steps: how many.
+    """
     task, training = Made("tiny", 1), LocalTraining(LEARNING_RATE, steps, len(examples))
     if engine == PLAIN:
         train(model, task, examples, training, 0, 0)
@@ -250,6 +271,7 @@ def take_steps(engine: str, model: nn.Module, examples: Examples, steps: int) ->
 
 
 def draw_noise(count: int) -> None:
+    """Draw the noise of one step of so many parameters."""
     stream = Randomness(_SEED).stream("noise")
     sigma, step = lattice_of(NOISE_MULTIPLIER, CLIPPING_NORM, count)
     for block in torch.zeros(count).split(NOISE_BLOCK):

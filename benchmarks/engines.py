@@ -45,6 +45,7 @@ class Options:
       workloads: which models, for the benchmark of the engines.
       before: checkout of an earlier fedveil, a folder of that name.
       contenders: which, for the benchmark of the engines.
+      device: on which models train, for the benchmark of a GPU.
     """
 
     size: Size = field(default_factory=Size)
@@ -53,6 +54,7 @@ class Options:
     workloads: tuple[str, ...] = TRAINED
     before: str | None = None
     contenders: tuple[str, ...] = ALL
+    device: str = "cuda"
 
 
 def run_engines(options: Options) -> Row:

@@ -11,7 +11,9 @@ from .stopwatch import Stopwatch
 from .workload import BATCH_SIZE, CLIPPING_NORM, LEARNING_RATE, NOISE_MULTIPLIER, Size, build, examples_of
 
 
-def run_lean(workload: str, size: Size, watch: Stopwatch, channels_last: bool) -> None:
+def run_lean(
+    workload: str, size: Size, watch: Stopwatch, channels_last: bool, device: torch.device | None = None
+) -> None:
     """Train, clip in float32, add, add Gaussian noise of torch's generator, move the model; once for each round.
 
     Args:
@@ -19,10 +21,11 @@ def run_lean(workload: str, size: Size, watch: Stopwatch, channels_last: bool) -
       size: how many clients and rounds.
       watch: notes when rounds end.
       channels_last: lay images out in memory with the channels last.
+      device: on which the model trains; None: the processor.
     """
     torch.set_num_threads(1)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = build(workload)
+    model = build(workload).to(device)
     if channels_last:
         model = model.to(memory_format=layout)  # type: ignore[call-overload]
     parameters: list[Tensor] = list(model.parameters())
@@ -33,7 +36,7 @@ def run_lean(workload: str, size: Size, watch: Stopwatch, channels_last: bool) -
             client = (number * size.cohort + position) % size.clients
             with torch.no_grad():
                 torch._foreach_copy_(parameters, start)
-            inputs, targets = examples_of(workload, client)
+            inputs, targets = (each.to(device) for each in examples_of(workload, client))
             _train(model, parameters, inputs, targets, layout)
             _add_clipped(total, parameters, start)
         with torch.no_grad():

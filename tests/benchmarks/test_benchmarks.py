@@ -1,6 +1,7 @@
 """Each benchmark runs at toy size and writes what it promises; how long things take is no test's business."""
 
 import json
+import runpy
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedveil.benchmarks import contenders, engines, memory
+from fedveil.benchmarks import contenders, engines, gpu, memory
 from fedveil.benchmarks.__main__ import main
 from fedveil.benchmarks.contenders import Missing, measure
 from fedveil.benchmarks.engines import LEAN, OURS, Options, run_engines
@@ -39,6 +40,25 @@ from fedveil.messages.local_training import LocalTraining
 from fedveil.tasks.arrays import read_arrays
 
 TOY = ["--clients", "6", "--cohort", "3", "--rounds", "1", "--repeats", "1"]
+
+
+OTHER = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "other_device.py"))
+
+
+class Counted:
+    """What the benchmark of a GPU calls of `torch.cuda`, for the tests' second device."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        def call(device: torch.device) -> Any:
+            self.calls.append(name)
+            return (
+                f"a {device}" if name == "get_device_name" else (3 << 20) * (name == "max_memory_allocated")
+            )
+
+        return call
 
 
 def in_this_process(name: str, workload: str, size: Size, pfl_python: str | None = None) -> Stopwatch:
@@ -70,7 +90,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "measure", in_this_process)
     monkeypatch.setattr(memory, "COHORTS", (1, 3))
     monkeypatch.setattr(link, "SIZES", (100,))
-    monkeypatch.setattr(dp_sgd, "BATCHES", {2: 2})
+    for module in (dp_sgd, gpu):
+        monkeypatch.setattr(module, "BATCHES", {2: 2})
     monkeypatch.setattr(memory, "POPULATIONS", (3, 6))
     monkeypatch.setattr(memory, "WIDE", ("tiny",))
     monkeypatch.setattr(memory, "_run", lambda *asked: (2.0 + asked[2], 1.0 + asked[2], 300.0))
@@ -99,6 +120,7 @@ def written(arguments: list[str], path: Path) -> dict[str, Any]:
         ("privacy", ["--workloads", "tiny"], [1, 1, 1]),
         ("memory", ["--workloads", "tiny"], [1, 2, 2]),
         ("dp_sgd", ["--workloads", "cnn"], [1, 1, 1]),
+        ("gpu", ["--workloads", "adapters", "--device", "cpu"], [1, 1, 2]),
         ("loading", ["--workloads", "tiny"], [1]),
         ("stacks", [], [3]),
         ("precision", ["--workloads", "tiny"], [2]),
@@ -118,6 +140,38 @@ def test_a_benchmark_writes_its_tables(
     shown = capsys.readouterr().out
     for title in result["tables"]:
         assert title in shown
+
+
+@pytest.mark.usefixtures("quick")
+def test_benchmark_of_a_gpu_runs_on_a_second_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    unit = Counted()
+    monkeypatch.setitem(gpu.UNITS, "meta", unit)
+    monkeypatch.setattr(gpu, "check_device", lambda *asked: None)
+    with OTHER["other_device"]() as copies:
+        result = gpu.run_gpu(Options(Size(6, 3, 1), 1, None, ("adapters",), device="meta"))
+    (times,), _, rounds, (peaks,) = result["tables"].values()
+    ways = (gpu.TORCH, *gpu.OURS, *gpu.OPACUS)
+    assert all(times[way] > 0 and peaks[way] == 3.0 for way in ways)
+    assert [row["workload"] for row in rounds] == ["tiny", "cnn-1m"]
+    assert result["conditions"]["device"] == "a meta" and copies.there and copies.back
+    a_turn = [
+        "memory_allocated",
+        "reset_peak_memory_stats",
+        "synchronize",
+        "synchronize",
+        "max_memory_allocated",
+    ]
+    assert unit.calls == ["get_device_name", *(2 * len(ways) * a_turn)]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_without_a_gpu_its_benchmark_ends_in_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["gpu", "--json", str(tmp_path / "gpu.json")]) == 2
+    out, error = capsys.readouterr()
+    assert error == "--device='cuda': of the GPUs that torch can use there is none; use cpu\n"
+    assert not out and not list(tmp_path.iterdir())
 
 
 def test_measurements_go_into_their_section_of_the_page(tmp_path: Path) -> None:
