@@ -19,7 +19,6 @@ import numpy as np
 
 from ..privacy.secagg.attempt import NodeAttempt, masked, tag_reply
 from ..privacy.secagg.bindings import (
-    confirmation_body,
     deal_body,
     mask_sign,
     pair_mask_info,
@@ -168,7 +167,7 @@ class _Made:
     def confirmation(self, node: Participant) -> bytes:
         server = self.attempt
         said = Confirmation(node.node, _MODEL, server._round, server._view, b"")
-        signature = sign(node.key, server.context, confirmation_body(said))
+        signature = sign(node.key, server.context, said.body)
         return tag_reply(_held(node), write(replace(said, signature=signature)))
 
     def revealed(self, node: Participant) -> bytes:

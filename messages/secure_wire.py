@@ -108,7 +108,12 @@ def read_share_spec(content: RecordDict) -> ShareSpec:
       ValueError: it is not a spec.
       KeyError: there is none.
     """
-    return build(ShareSpec, read_json(str(config_of(content, SPEC_RECORD)["spec"])))
+    return _share_spec(str(config_of(content, SPEC_RECORD)["spec"]))
+
+
+@lru_cache(maxsize=16)  # all messages of a round have the same spec
+def _share_spec(text: str) -> ShareSpec:
+    return build(ShareSpec, read_json(text))
 
 
 def read_position(content: RecordDict) -> Position:

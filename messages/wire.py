@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -237,7 +237,12 @@ def read_spec(content: RecordDict) -> SumSpec | None:
 
 def sum_spec_of(content: RecordDict) -> SumSpec:
     """Return the spec of an instruction's sum, unencrypted or masked; raise KeyError without one, Undecodable if malformed."""
-    fields = read_json(str(config_of(content, SPEC_RECORD)["spec"]))
+    return _sum_spec(str(config_of(content, SPEC_RECORD)["spec"]))
+
+
+@lru_cache(maxsize=16)  # all messages of a round have the same spec
+def _sum_spec(text: str) -> SumSpec:
+    fields = read_json(text)
     if not isinstance(fields, dict):
         raise Undecodable("the instruction has no spec of a sum")
     return build(SumSpec, fields.get("sum", fields))

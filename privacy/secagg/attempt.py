@@ -15,7 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
-from .bindings import Agreement, advert_body, confirmation_body, survivors_digest
+from .bindings import Agreement, agreement, survivors_digest
 from .graph import colluders
 from .masks import Vector, add_masks
 from .messages import FURTHER_BYTES, Advert, Confirmation
@@ -115,14 +115,16 @@ class NodeAttempt:
     @cached_property
     def agreed(self) -> Agreement:
         """Cohort as its adverts fix it; only once they are known."""
-        return Agreement(self.terms, self.context, self.candidates, self.adverts)
+        return agreement(self.terms, self.context, self.candidates, self.adverts)
 
     @cached_property
     def view(self) -> tuple[bytes, bytes]:
         """Context of the round and digest of its survivors; only once they are known."""
         alive = set(self.alive)
         context = self.agreed.round(self.sharers, self.model_hash, self.void)
-        return context, survivors_digest(context, self.alive, [n for n in self.sharers if n not in alive])
+        return context, survivors_digest(
+            context, self.alive, tuple(n for n in self.sharers if n not in alive)
+        )
 
     def bare(self, node: int) -> frozenset[int]:
         """Return the nodes with which a node adds no mask: one of the two has complained of the other."""
@@ -183,7 +185,7 @@ def check_adverts(roster: Roster, attempt: NodeAttempt, adverts: Iterable[Advert
     suite = suite_of(attempt.terms.suite)
     for advert in adverts:
         member = roster.member(advert.node, now)
-        member.check(suite, attempt.context, advert_body(advert), advert.signature)
+        member.check(suite, attempt.context, advert.body, advert.signature)
 
 
 def quorum(terms: AttemptTerms, collusion: float) -> int:
@@ -214,7 +216,7 @@ def signers(
     for confirmation in confirmations:
         _check_view(attempt, confirmation)
         member, suite = roster.member(confirmation.node, now), suite_of(attempt.terms.suite)
-        member.check(suite, attempt.context, confirmation_body(confirmation), confirmation.signature)
+        member.check(suite, attempt.context, confirmation.body, confirmation.signature)
         nodes.add(confirmation.node)
         if len(nodes) == needed:
             return nodes

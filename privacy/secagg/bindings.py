@@ -4,13 +4,13 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from .graph import Ring, ring
-from .messages import Advert, Complaints, Confirmation, Revealed, SealedShares
+from .messages import Advert, Complaints, Revealed, SealedShares
 from .refusal import Reason, Refused
 from .suite import Suite, derive, suite_of
-from .transcript import AttemptTerms, Purpose, digest, frame, round_context, setup_context
+from .transcript import AttemptTerms, Purpose, digest, frame, framed, round_context, setup_context
 
 
 def attempt_context(terms: AttemptTerms, candidates: Sequence[int], server_key: bytes) -> bytes:
@@ -23,21 +23,10 @@ def reply_info(context: bytes) -> bytes:
     return frame(Purpose.REPLY, context)
 
 
-def advert_body(advert: Advert) -> bytes:
-    """Return the bytes of an advert that its node signs in the attempt's context."""
-    return frame(Purpose.ADVERT, advert.node, advert.mask_key, advert.share_key, advert.kem_keys)
-
-
 def deal_body(node: int, shares: SealedShares) -> bytes:
     """Return the bytes of a deal that its dealer signs in the context of the cohort."""
     fields = shares.commitments, shares.proof, shares.seed
     return frame(Purpose.DEAL, node, shares.sealed, shares.kem, *fields)
-
-
-def confirmation_body(confirmation: Confirmation) -> bytes:
-    """Return the bytes of a confirmation that its node signs in the attempt's context."""
-    fields = confirmation.model_hash, confirmation.round_context, confirmation.survivors
-    return frame(Purpose.SURVIVORS, confirmation.node, *fields)
 
 
 def complaint_body(holder: int, dealer: int, deal_digest: bytes, proof: bytes) -> bytes:
@@ -62,7 +51,8 @@ def reveal_body(node: int, revealed: Revealed, acceptance: bytes) -> bytes:
     return frame(Purpose.REVEAL, node, *fields, acceptance)
 
 
-def survivors_digest(context: bytes, alive: Sequence[int], dead: Sequence[int]) -> bytes:
+@lru_cache(maxsize=16)  # every node of a process computes it of its own view, several times
+def survivors_digest(context: bytes, alive: tuple[int, ...], dead: tuple[int, ...]) -> bytes:
     """Return the hash of one view of a round, 32 bytes.
 
     Args:
@@ -154,7 +144,7 @@ class Agreement:
     @cached_property
     def cohort(self) -> bytes:
         """Hash of all adverts and of the attempt: the context of shares, and the seed of the graph."""
-        parts = (part for advert in self.adverts for part in (advert_body(advert), advert.signature))
+        parts = (part for advert in self.adverts for part in (advert.body, advert.signature))
         return digest(Purpose.GRAPH, self.context, *parts)
 
     @cached_property
@@ -199,8 +189,41 @@ class Agreement:
           receiver: holder of the shares.
           block: hybrid block sent with them, which the label authenticates; empty for none.
         """
-        return frame(Purpose.SHARE, self.cohort, sender, receiver, *([block] if block else []))
+        # As `frame` has it; the parts of the nodes serve all of their pairs.
+        nodes = self._framed_nodes
+        return self.share_info + nodes[sender] + nodes[receiver] + (framed(block) if block else b"")
+
+    @cached_property
+    def _framed_nodes(self) -> dict[int, bytes]:
+        return {node: framed(node) for node in self.nodes}
 
     def round(self, sharers: Sequence[int], model_hash: bytes, void: Iterable[tuple[int, int]] = ()) -> bytes:
         """Return the context of masks and confirmations, 32 bytes; arguments as of `transcript.round_context`."""
-        return round_context(self.cohort, sharers, model_hash, void)
+        return round_context(self.cohort, tuple(sharers), model_hash, tuple(void))
+
+
+@dataclass(frozen=True, eq=False)
+class _Adverts:
+    """Adverts that are compared as objects, since to hash each of them would cost as much as to read them."""
+
+    adverts: tuple[Advert, ...]
+
+    def __hash__(self) -> int:
+        return id(self.adverts)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Adverts) and other.adverts is self.adverts
+
+
+def agreement(
+    terms: AttemptTerms, context: bytes, candidates: tuple[int, ...], adverts: tuple[Advert, ...]
+) -> Agreement:
+    """Return the cohort of an attempt, the same object for the same adverts; arguments as of `Agreement`."""
+    return _agreement(terms, context, candidates, _Adverts(adverts))
+
+
+@lru_cache(maxsize=4)  # a node has two attempts at most
+def _agreement(
+    terms: AttemptTerms, context: bytes, candidates: tuple[int, ...], adverts: _Adverts
+) -> Agreement:
+    return Agreement(terms, context, candidates, adverts.adverts)

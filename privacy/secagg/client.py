@@ -26,10 +26,8 @@ from .attempt import (
 )
 from .bindings import (
     Agreement,
-    advert_body,
     attempt_context,
     complaint_body,
-    confirmation_body,
     deal_body,
     deal_hash,
     mask_sign,
@@ -93,7 +91,7 @@ class Participant:
         Raises:
           Refused: with the reason by name. Only the reason may be sent: see `declined`.
         """
-        read = wire.read_any(message)
+        read = wire.read_received(message)
         match read:
             case wire.Proposal():
                 return self._join(read, now)
@@ -187,9 +185,7 @@ class Participant:
         reply_key = agree(secret, server_key, reply_info(context))
         kem_keys = public_keys(share_seed, mask_seed) if suite_of(terms.suite).hybrid else b""
         draft = wire.Advert(self.node, public_of(key_from_seed(mask_seed)), public_of(secret), b"", kem_keys)
-        advert = replace(
-            draft, signature=sign_by(suite_of(terms.suite), self.key, context, advert_body(draft))
-        )
+        advert = replace(draft, signature=sign_by(suite_of(terms.suite), self.key, context, draft.body))
         for old_context, old in list(self.attempts.items()):
             if (old.terms.run, old.terms.round) == (terms.run, terms.round):
                 self._end(old_context)
@@ -416,7 +412,7 @@ class Participant:
         attempt.stage = Stage.CONFIRMED
         context, survivors_hash = attempt.view
         unsigned = wire.Confirmation(self.node, attempt.model_hash, context, survivors_hash, b"")
-        signature = sign_by(agreed.suite, self.key, attempt.context, confirmation_body(unsigned))
+        signature = sign_by(agreed.suite, self.key, attempt.context, unsigned.body)
         return tag_reply(attempt, wire.write(replace(unsigned, signature=signature)))
 
     def _open(self, attempt: NodeAttempt, proof: wire.Confirmed, now: int) -> bytes:
@@ -534,7 +530,7 @@ def _plain(attempt: NodeAttempt) -> dict[str, Any]:
 def _attempt(row: dict[str, Any]) -> NodeAttempt:
     """Return the attempt that `_plain` wrote."""
     row["terms"] = wire.read_terms(row["terms"])
-    row["adverts"] = wire.read(row["adverts"], wire.CohortAdverts).adverts
+    row["adverts"] = wire.expect(wire.read_received(row["adverts"]), wire.CohortAdverts).adverts
     row["stage"] = Stage(row["stage"])
     row["openings"] = tuple((int(min_survivors), bytes(seed)) for min_survivors, seed in row["openings"])
     row["void"] = tuple((int(holder), int(dealer)) for holder, dealer in row["void"])

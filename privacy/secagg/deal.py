@@ -14,6 +14,7 @@ the advert. If they do not, the survivors reveal their pairwise masks themselves
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from .refusal import Reason, Refused
 from .shamir import PRIME, SECRET_BYTES, new_secret, number_of, polynomial, values
@@ -105,6 +106,12 @@ def digest_of(commitments: bytes) -> bytes:
 def challenge_of(cohort: bytes, dealer: int, commitments: bytes) -> int:
     """Return the challenge of a dealer's proof, below p; arguments as of `deal`, and the hash of all commitments."""
     return int.from_bytes(digest(Purpose.CHALLENGE, cohort, dealer, commitments), "big") % PRIME
+
+
+@lru_cache(maxsize=1 << 12)  # the holders of a dealer's shares in one process
+def claim_of(cohort: bytes, dealer: int, commitments: bytes) -> Claim:
+    """Return the claim of a dealer; arguments as of `challenge_of`."""
+    return Claim(label_of(cohort, dealer), challenge_of(cohort, dealer, commitments))
 
 
 # The label and fields of fixed length are hashed without `frame`: this takes a microsecond, and a server makes n k of them.

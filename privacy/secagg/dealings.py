@@ -7,7 +7,7 @@ from functools import cache, cached_property
 
 from .bindings import Agreement
 from .complaint import on_curve, open_proof
-from .deal import COMMITMENT_BYTES, Claim, challenge_of, digest_of, fits, label_of, seed_commitment
+from .deal import COMMITMENT_BYTES, Claim, claim_of, digest_of, fits, seed_commitment
 from .encrypted_shares import acceptance, cut, encrypted_shares_of
 from .messages import SEALED_BYTES, SHARE_BYTES, SealedShares
 from .refusal import Fault, Refused
@@ -35,14 +35,13 @@ class Dealings:
     @cached_property
     def claims(self) -> dict[int, Claim]:
         """Claims by dealer."""
-        cohort, digests = (
-            self.agreed.cohort,
-            {n: digest_of(deal.commitments) for n, deal in self.deals.items()},
-        )
-        return {
-            dealer: Claim(label_of(cohort, dealer), challenge_of(cohort, dealer, digest))
-            for dealer, digest in digests.items()
-        }
+        cohort = self.agreed.cohort
+        return {dealer: claim_of(cohort, dealer, digest) for dealer, digest in self.digests.items()}
+
+    @cached_property
+    def digests(self) -> dict[int, bytes]:
+        """`digest_of` the commitments of each dealer."""
+        return {dealer: digest_of(deal.commitments) for dealer, deal in self.deals.items()}
 
     @cached_property
     def commitments(self) -> dict[int, dict[int, bytes]]:
@@ -67,7 +66,7 @@ class Dealings:
         parts: dict[int, Parts] = {node: (bytearray(), bytearray(), bytearray()) for node in sorted(sharers)}
         for dealer in parts:
             deal, proof, blocks = self.deals[dealer], self.proofs[dealer], offered[dealer]
-            digest = digest_of(deal.commitments)
+            digest = self.digests[dealer]
             sealed = cut(deal.sealed, SEALED_BYTES)
             for (holder, commitment), sealed_shares in zip(
                 self.commitments[dealer].items(), sealed, strict=True
@@ -84,8 +83,7 @@ class Dealings:
         """Return the `encrypted_shares.acceptance` that a holder signs; zeros of a void pair, where it complained."""
         if (dealer, holder) in self.void:
             return bytes(HASH_BYTES)
-        digest = digest_of(self.deals[dealer].commitments)
-        row = self.commitments[dealer][holder] + self.proofs[dealer][holder] + digest
+        row = self.commitments[dealer][holder] + self.proofs[dealer][holder] + self.digests[dealer]
         return acceptance(row, block)
 
     def verdict(self, holder: int, dealer: int, proof: bytes) -> tuple[int, Fault]:

@@ -5,7 +5,7 @@ from bisect import bisect_left
 from dataclasses import dataclass
 
 from .bindings import Agreement
-from .deal import COMMITMENT_BYTES, Claim, challenge_of, check_share, digest_of, label_of
+from .deal import COMMITMENT_BYTES, check_share, claim_of, digest_of
 from .hybrid import blocks_of
 from .messages import SEALED_BYTES, SHARE_BYTES, SealedShares
 from .refusal import Reason, Refused
@@ -48,7 +48,7 @@ class EncryptedShares:
             raise Refused(Reason.BAD_SHARE, "a sealed pair of another length")
         commitments, value = self.evidence[:COMMITMENT_BYTES], self.evidence[COMMITMENT_BYTES:][:SHARE_BYTES]
         digest = self.evidence[COMMITMENT_BYTES + SHARE_BYTES :]
-        claim = Claim(label_of(agreed.cohort, self.dealer), challenge_of(agreed.cohort, self.dealer, digest))
+        claim = claim_of(agreed.cohort, self.dealer, digest)
         point = agreed.points[self.holder]
         check_share(claim, point, pair, int.from_bytes(value, "big"), commitments)
         return pair

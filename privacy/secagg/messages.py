@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Container, Sequence
 from dataclasses import astuple, dataclass
 from enum import Enum
-from functools import partial
+from functools import cache, cached_property, lru_cache, partial
 from itertools import pairwise
 from typing import Annotated, Any, TypeVar, cast, get_args, get_type_hints
 
@@ -25,7 +25,7 @@ from .graph import MAXIMUM_CLIENTS
 from .refusal import Reason, Refused
 from .shamir import SECRET_BYTES
 from .suite import KEM_KEY_BYTES, KEY_BYTES, NONCE_BYTES, SUITES, TAG_BYTES
-from .transcript import HASH_BYTES, AttemptTerms
+from .transcript import HASH_BYTES, AttemptTerms, Purpose, frame
 
 SHARE_BYTES = 32
 SEAL_BYTES = NONCE_BYTES + TAG_BYTES  # added by sealing; alone, the tag of a reply
@@ -113,11 +113,16 @@ def read_terms(value: Any) -> AttemptTerms:
     Raises:
       Refused: MALFORMED, where a field has another type.
     """
-    hints = get_type_hints(AttemptTerms)
+    hints = _term_hints()
     if type(value) is not list or len(cast(list[Any], value)) != len(hints):
         raise Refused(Reason.MALFORMED, "not terms")
     fields = [_term(item, kind) for item, kind in zip(cast(list[Any], value), hints.values(), strict=True)]
     return AttemptTerms(*fields)
+
+
+@cache
+def _term_hints() -> dict[str, Any]:
+    return get_type_hints(AttemptTerms)
 
 
 def _term(value: Any, kind: Any) -> Any:
@@ -169,6 +174,11 @@ class Advert:
     share_key: Key
     signature: Signature
     kem_keys: Annotated[bytes, _multiple(KEM_KEY_BYTES)] = b""
+
+    @cached_property
+    def body(self) -> bytes:
+        """Bytes that the node signs in the attempt's context."""
+        return frame(Purpose.ADVERT, self.node, self.mask_key, self.share_key, self.kem_keys)
 
 
 @dataclass(frozen=True)
@@ -301,6 +311,12 @@ class Confirmation:
     survivors: Hash  # `survivors_digest`
     signature: Signature
 
+    @cached_property
+    def body(self) -> bytes:
+        """Bytes that the node signs in the attempt's context."""
+        fields = self.model_hash, self.round_context, self.survivors
+        return frame(Purpose.SURVIVORS, self.node, *fields)
+
 
 @dataclass(frozen=True)
 class Confirmed:
@@ -374,13 +390,25 @@ def read_any(data: bytes) -> Message:
     return _row(row[1:], _KINDS[row[0]])
 
 
+@lru_cache(
+    maxsize=8
+)  # a cohort's messages: of an attempt to all its nodes, and between them those to single nodes
+def read_received(data: bytes) -> Message:
+    """Return the message that the bytes hold, as `read_any`, decoded once for the nodes of this process that receive it."""
+    return read_any(data)
+
+
 def read(data: bytes, kind: type[M]) -> M:
     """Return the message of one kind that the bytes hold; arguments as of `read_any`.
 
     Raises:
       Refused: MALFORMED, see `read_any`; OUT_OF_ORDER for another kind.
     """
-    message = read_any(data)
+    return expect(read_any(data), kind)
+
+
+def expect(message: Message, kind: type[M]) -> M:
+    """Return the message if it is of this kind; raise Refused if not, as `read`."""
     if not isinstance(message, kind):
         raise Refused(Reason.OUT_OF_ORDER, f"a {type(message).__name__} where a {kind.__name__} is due")
     return message

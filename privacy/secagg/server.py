@@ -13,10 +13,8 @@ import numpy as np
 from . import messages as wire
 from .bindings import (
     Agreement,
-    advert_body,
     attempt_context,
     complaint_body,
-    confirmation_body,
     deal_body,
     deal_hash,
     reply_info,
@@ -232,7 +230,7 @@ class ServerAttempt:
         check_public(advert.share_key)
         if self._suite.hybrid:
             check_keys(advert.kem_keys)
-        self._require_signed(node, self.context, advert_body(advert), advert.signature)
+        self._require_signed(node, self.context, advert.body, advert.signature)
         self._reply_keys[node] = agree(self._key, advert.share_key, reply_info(self.context))
         self._adverts[node] = advert
 
@@ -279,7 +277,7 @@ class ServerAttempt:
     def _take_confirmation(self, node: int, reply: wire.Confirmation) -> None:
         if reply.node != node:
             raise Refused(Reason.UNKNOWN_MEMBER, "a confirmation of another node")
-        self._require_signed(node, self.context, confirmation_body(reply), reply.signature)
+        self._require_signed(node, self.context, reply.body, reply.signature)
         if (reply.round_context, reply.survivors) != (self._round, self._view):
             raise Refused(Reason.SPLIT_VIEW, "a confirmation of another round or other survivors")
         self._confirmations[node] = reply

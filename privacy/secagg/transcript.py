@@ -5,10 +5,9 @@ Two sides that differ in a single field derive unrelated keys, and neither accep
 
 import hashlib
 import struct
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from functools import cache
+from functools import cache, lru_cache
 
 from .refusal import Reason, Refused
 
@@ -122,12 +121,12 @@ def run_number(run: str) -> int:
 
 def frame(purpose: Purpose, *parts: Part) -> bytes:
     """Return an injective encoding of a purpose and parts; integers are of a magnitude below 2**127."""
-    return _opening(purpose) + b"".join([_framed(part) for part in parts])
+    return _opening(purpose) + b"".join([framed(part) for part in parts])
 
 
 @cache
 def _opening(purpose: Purpose) -> bytes:
-    return b"".join(_framed(part) for part in (_DOMAIN, _FRAMING, purpose))
+    return b"".join(framed(part) for part in (_DOMAIN, _FRAMING, purpose))
 
 
 def digest(purpose: Purpose, *parts: Part) -> bytes:
@@ -140,8 +139,9 @@ def setup_context(terms: AttemptTerms) -> bytes:
     return digest(Purpose.SETUP, *(getattr(terms, field.name) for field in fields(terms)))
 
 
+@lru_cache(maxsize=16)  # every node of a process computes it of its own view, several times
 def round_context(
-    setup: bytes, cohort: Sequence[int], model_hash: bytes, void: Iterable[tuple[int, int]] = ()
+    setup: bytes, cohort: tuple[int, ...], model_hash: bytes, void: tuple[tuple[int, int], ...] = ()
 ) -> bytes:
     """Return the context of masks and confirmations, 32 bytes; masks of clients with different models do not cancel.
 
@@ -161,7 +161,8 @@ def round_context(
     return digest(Purpose.ROUND, setup, model_hash, len(members), *members, *unmasked)
 
 
-def _framed(part: Part) -> bytes:
+def framed(part: Part) -> bytes:
+    """Return one part as `frame` has it."""
     if isinstance(part, bytes):  # nearly all of them are bytes, or node numbers
         return b"b" + len(part).to_bytes(8, "big") + part
     if isinstance(part, int):

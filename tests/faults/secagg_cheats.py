@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from fedveil.privacy.secagg import client
 from fedveil.privacy.secagg.attempt import tag_reply
-from fedveil.privacy.secagg.bindings import advert_body, complaint_body, deal_body, deal_hash, reveal_body
+from fedveil.privacy.secagg.bindings import complaint_body, deal_body, deal_hash, reveal_body
 from fedveil.privacy.secagg.client import Participant
 from fedveil.privacy.secagg.complaint import PROOF_BYTES, disclose, on_curve
 from fedveil.privacy.secagg.deal import (
@@ -74,7 +74,7 @@ class Cheat(Participant):
         if changed is None:
             return write(advert)
         advert = replace(advert, **changed)
-        signature = self._signed(attempt, attempt.context, advert_body(advert))
+        signature = self._signed(attempt, attempt.context, advert.body)
         advert = replace(advert, signature=signature)
         attempt.adverts = (advert,)
         return write(advert)

@@ -18,9 +18,7 @@ from fedveil.privacy.secagg import bindings, client, messages
 from fedveil.privacy.secagg.attempt import Work, quorum
 from fedveil.privacy.secagg.bindings import (
     Agreement,
-    advert_body,
     complaint_body,
-    confirmation_body,
     deal_hash,
 )
 from fedveil.privacy.secagg.client import Participant
@@ -91,7 +89,7 @@ def test_a_swapped_key_is_refused(signer):
     false = replace(adverts[1], mask_key=public_of(new_key()), share_key=public_of(new_key()))
     assert adverts[1].node == swapped
     if signer != "nobody":
-        false = replace(false, signature=sign(key, attempt.context, advert_body(false)))
+        false = replace(false, signature=sign(key, attempt.context, false.body))
     adverts[1] = false
     message = edited(out[victim], messages.CohortAdverts, adverts=tuple(adverts))
     assert refusal(cohort, victim, message) is Reason.BAD_SIGNATURE
@@ -268,7 +266,7 @@ def test_only_survivors_count_for_the_quorum():
         result = attempt.advance(MODEL)
     witness, proof = next((node, read(message, messages.Confirmed)) for node, message in result.items())
     unsigned = replace(proof.confirmations[0], node=outside)
-    signature = sign(cohort.nodes[outside].key, attempt.context, confirmation_body(unsigned))
+    signature = sign(cohort.nodes[outside].key, attempt.context, unsigned.body)
     signed = replace(unsigned, signature=signature)
     message = write(replace(proof, confirmations=(*proof.confirmations[:2], signed)))
     assert refusal(cohort, witness, message) is Reason.UNKNOWN_MEMBER

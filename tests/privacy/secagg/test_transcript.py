@@ -31,15 +31,15 @@ def test_a_type_and_a_boundary_are_part_of_the_hash() -> None:
 
 
 def test_the_round_context_is_over_setup_cohort_and_model() -> None:
-    usual = round_context(b"s" * 32, [1, 2, 3], b"m" * 32)
-    assert round_context(b"s" * 32, [3, 1, 2], b"m" * 32) == usual
+    usual = round_context(b"s" * 32, (1, 2, 3), b"m" * 32)
+    assert round_context(b"s" * 32, (3, 1, 2), b"m" * 32) == usual
     others = {
-        round_context(b"t" * 32, [1, 2, 3], b"m" * 32),
-        round_context(b"s" * 32, [1, 2], b"m" * 32),
-        round_context(b"s" * 32, [1, 2, 4], b"m" * 32),
-        round_context(b"s" * 32, [1, 2, 3], b"n" * 32),
+        round_context(b"t" * 32, (1, 2, 3), b"m" * 32),
+        round_context(b"s" * 32, (1, 2), b"m" * 32),
+        round_context(b"s" * 32, (1, 2, 4), b"m" * 32),
+        round_context(b"s" * 32, (1, 2, 3), b"n" * 32),
     }
     assert len(others) == 4 and usual not in others
     with pytest.raises(Refused) as caught:
-        round_context(b"s" * 32, [1, 2, 2], b"m" * 32)
+        round_context(b"s" * 32, (1, 2, 2), b"m" * 32)
     assert caught.value.reason is Reason.WRONG_COHORT
