@@ -22,6 +22,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -40,6 +41,9 @@ from .private_update import or_unchanged, private_update, unchanged
 from .training.sgd import key_of_round, seed_layers, train
 from .workbench import Workbench, workbench
 
+if TYPE_CHECKING:
+    from .secure_update import NodeMemory
+
 logger = logging.getLogger("fedveil.client")
 
 SETTINGS_KEY = "fedveil-client"  # key of the run's configuration; its value is JSON
@@ -54,7 +58,10 @@ def import_parts(settings: ClientSettings) -> None:
 
 
 def make_client_app(
-    settings: Callable[[Context], str], extra_mods: tuple[Mod, ...] = (), bench: Workbench | None = None
+    settings: Callable[[Context], str],
+    extra_mods: tuple[Mod, ...] = (),
+    bench: Workbench | None = None,
+    memory: NodeMemory | None = None,
 ) -> ClientApp:
     """Return a ClientApp that trains with the settings.
 
@@ -62,6 +69,7 @@ def make_client_app(
       settings: returns the client's settings, as JSON, from a node's context.
       extra_mods: around the private update, the outermost first.
       bench: an existing one for these settings.
+      memory: of nodes in secure aggregation; None seals it in their contexts.
     """
     app = ClientApp()
 
@@ -73,10 +81,13 @@ def make_client_app(
         if settings_of_client.encryption is None:
             return private_update(message, context, call_next)
         from ..strategies.identity import simulated_identity  # needed only by encrypted sums
-        from .secure_update import secure_update
+        from .secure_update import SEALED_MEMORY, secure_update
 
         identity = simulated_identity(settings_of_client.encryption, _number(context))
-        return secure_update(identity, Randomness(settings_of_client.seed), message, context, call_next)
+        randomness = Randomness(settings_of_client.seed)
+        return secure_update(
+            identity, randomness, message, context, call_next, memory=memory or SEALED_MEMORY
+        )
 
     @app.train(mods=[*extra_mods, protected])
     def on_train(message: Message, context: Context) -> Message:

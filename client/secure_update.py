@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Protocol, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
@@ -26,6 +26,7 @@ from ..privacy.secagg.attempt import Openings, Work
 from ..privacy.secagg.client import Participant, declined, read_state, write_state
 from ..privacy.secagg.graph import colluders
 from ..privacy.secagg.masks import Vector
+from ..privacy.secagg.pair_keys import PairKeys
 from ..privacy.secagg.refusal import Reason, Refused
 from ..privacy.secagg.transcript import AttemptTerms
 from ..strategies.identity import Identity
@@ -46,6 +47,61 @@ STATE_RECORD, STATE = "fedveil.node", "sealed"  # of Flower's context: the node'
 NOISE_TOLERANCE = 1e-9  # relative, between two ways to compute one ratio in floating point
 
 
+class NodeMemory(Protocol):
+    """Memory of a node between two messages of the protocol."""
+
+    def restore(self, identity: Identity, context: Context) -> Participant:
+        """Return the protocol's participant for this node, with its memory of earlier messages."""
+        ...
+
+    def store(self, node: Participant, identity: Identity, context: Context) -> None:
+        """Store the memory of a node in Flower's context."""
+        ...
+
+
+class SealedMemory:
+    """Memory of a node in Flower's context, sealed under a key that is never sent."""
+
+    def restore(self, identity: Identity, context: Context) -> Participant:
+        """Return the participant, as `NodeMemory`."""
+        node = identity.participant()
+        if record := config_of(context.state, STATE_RECORD):
+            sealed = record[STATE]
+            assert isinstance(sealed, bytes)
+            read_state(node, sealed, identity.node_key)
+        return node
+
+    def store(self, node: Participant, identity: Identity, context: Context) -> None:
+        """Store the memory, as `NodeMemory`."""
+        context.state[STATE_RECORD] = ConfigRecord({STATE: write_state(node, identity.node_key)})
+
+
+class SharedMemory:
+    """Memory of nodes that this process simulates: their participants, which share the keys of their pairs.
+
+    The context says only that its node keeps state here, so that an engine sends the node's messages to this process.
+    """
+
+    def __init__(self) -> None:
+        self._nodes: dict[int, Participant] = {}
+        self._pairs = PairKeys()
+
+    def restore(self, identity: Identity, context: Context) -> Participant:
+        """Return the participant, as `NodeMemory`; a context without state is of a node that has forgotten."""
+        if not config_of(context.state, STATE_RECORD):
+            self._nodes[identity.node] = replace(identity.participant(), agree=self._pairs.agree)
+        node = self._nodes[identity.node]
+        node.policy = identity.policy
+        return node
+
+    def store(self, node: Participant, identity: Identity, context: Context) -> None:
+        """Note in the context that the node keeps state."""
+        context.state[STATE_RECORD] = ConfigRecord({STATE: b""})
+
+
+SEALED_MEMORY = SealedMemory()
+
+
 def secure_update(
     identity: Identity,
     randomness: Randomness,
@@ -53,6 +109,7 @@ def secure_update(
     context: Context,
     call_next: ClientAppCallable,
     charge: Charge = uncharged,
+    memory: NodeMemory = SEALED_MEMORY,
 ) -> Message:
     """Answer one exchange of secure aggregation; refuse any other instruction.
 
@@ -63,6 +120,7 @@ def secure_update(
       context: Flower's, of this node; holds its encrypted state.
       call_next: the app, or the next mod.
       charge: charges the device's own ledger.
+      memory: of the node between messages.
 
     Returns:
       The reply: the protocol's messages, or an error with a code and no detail.
@@ -71,18 +129,18 @@ def secure_update(
     if requests is None:
         return Message(Error(FAILED, "this client answers secure aggregation only"), reply_to=message)
     job = TrainingJob(identity, randomness, message, context, call_next, charge)
-    return answer_of(message, lambda: _answered(job, requests))
+    return answer_of(message, lambda: _answered(job, requests, memory))
 
 
-def _answered(job: TrainingJob, requests: Sequence[bytes]) -> Message:
+def _answered(job: TrainingJob, requests: Sequence[bytes], memory: NodeMemory) -> Message:
     """Return the reply to `requests`, an instruction's protocol messages; store the node's memory, even after a failure."""
     identity, message, context = job.identity, job.message, job.context
-    node = _restored_node(context, _for_vectors(identity, message.content))
+    node = memory.restore(_for_vectors(identity, message.content), context)
     try:
         work = job.work(node) if records_of(message.content, ArrayRecord) else None
         replies = [_handled(node, each, work) for each in requests]
     finally:
-        context.state[STATE_RECORD] = ConfigRecord({STATE: write_state(node, identity.node_key)})
+        memory.store(node, identity, context)
     codes = [reply for reply in replies if isinstance(reply, int)]  # of messages that failed
     if codes and len(requests) == 1:
         return Message(Error(codes[0], "the client did not train"), reply_to=message)
@@ -105,16 +163,6 @@ def _for_vectors(identity: Identity, content: RecordDict) -> Identity:
     # In this order the norm of a part that is exactly the policy's largest is not rounded above it.
     max_norm = spec.clipping_norm * (identity.policy.maximum_clipping_norm / spec.unit_norm)
     return replace(identity, policy=replace(identity.policy, maximum_clipping_norm=max_norm))
-
-
-def _restored_node(context: Context, identity: Identity) -> Participant:
-    """Return the protocol's participant for this node, with its memory of earlier messages in the context."""
-    node = identity.participant()
-    if record := config_of(context.state, STATE_RECORD):
-        sealed = record[STATE]
-        assert isinstance(sealed, bytes)
-        read_state(node, sealed, identity.node_key)
-    return node
 
 
 def _handled(node: Participant, message: bytes, work: Work | None) -> bytes | int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from flwr.clientapp.typing import Mod
 
@@ -17,6 +18,9 @@ from ..privacy.mechanisms.randomness import Randomness
 from ..tasks.hardware import units
 from ..tasks.protocol import Task
 from .in_process import CohortFunction, InProcessGrid
+
+if TYPE_CHECKING:
+    from ..client.secure_update import NodeMemory
 
 PARAMETERS_PER_WORKER = 400_000  # of all its clients' models; a process for fewer costs more than it saves
 
@@ -71,7 +75,7 @@ class Clients:
             fewest_clients = math.ceil(PARAMETERS_PER_WORKER / max(1, parameters))
         mods = fault_mods(self.faults, self.randomness, self.deadline)
         return InProcessGrid(
-            client_app=make_client_app(lambda _: text, mods, bench),
+            client_app=make_client_app(lambda _: text, mods, bench, self._memory),
             num_clients=self.count,
             run_config={SETTINGS_KEY: text},
             workers=workers or self.workers(fewest_clients),
@@ -83,6 +87,15 @@ class Clients:
             if self.faults.any or client.encryption
             else lambda content: extension("query", "counts", "question", "")(bench.task, content),
         )
+
+    @property
+    def _memory(self) -> NodeMemory | None:
+        """Memory of the nodes that a process simulates; None where nothing is encrypted."""
+        if not self.settings.encryption:
+            return None
+        from ..client.secure_update import SharedMemory
+
+        return SharedMemory()
 
     @property
     def _trains_plainly(self) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import msgpack
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from . import messages as wire
 from .attempt import (
@@ -67,6 +68,7 @@ class Participant:
       roster: of the members.
       newest_attempts: by run and round, the highest attempt it was asked to join, or `OVER`; of the last two rounds.
       attempts: current attempts, by context.
+      agree: as `suite.agree`; nodes that one process simulates may share `PairKeys`.
     """
 
     node: int
@@ -75,6 +77,7 @@ class Participant:
     roster: Roster
     newest_attempts: dict[int, dict[int, int]] = field(default_factory=dict[int, dict[int, int]])
     attempts: dict[bytes, NodeAttempt] = field(default_factory=dict[bytes, NodeAttempt], repr=False)
+    agree: Callable[[X25519PrivateKey, bytes, bytes, bytes], bytes] = field(default=agree, repr=False)
 
     def handle(self, message: bytes, now: int, work: Work | None = None) -> bytes:
         """Return the reply to one message of the server.
@@ -212,7 +215,10 @@ class Participant:
         threshold = attempt.terms.threshold
         ours = deal(agreed.cohort, self.node, attempt.own_seed, attempt.mask_seed, threshold, points)
         secret = key_from_seed(attempt.share_seed, Purpose.SHARE_KEY)
-        keys = [agree(secret, agreed.by_node[peer].share_key, agreed.share_info) for peer in peers]
+        keys = [
+            self.agree(secret, agreed.by_node[peer].share_key, agreed.share_info, advert.share_key)
+            for peer in peers
+        ]
         attempt.pair_keys, kem = b"".join(keys), [b""] * len(peers)
         if agreed.suite.hybrid:
             offers = [offer(agreed, self.node, peer, attempt.mask_seed) for peer in peers]
@@ -362,7 +368,10 @@ class Participant:
             keys = [derive(each, info) for each in secrets]
         else:
             secret = key_from_seed(attempt.mask_seed)
-            keys = secrets = [agree(secret, agreed.by_node[peer].mask_key, info) for peer in peers]
+            public = agreed.by_node[self.node].mask_key
+            keys = secrets = [
+                self.agree(secret, agreed.by_node[peer].mask_key, info, public) for peer in peers
+            ]
         attempt.mask_keys = b"".join(
             bytes(KEY_BYTES) if peer in unmasked else secret
             for secret, peer in zip(secrets, peers, strict=True)

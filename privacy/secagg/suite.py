@@ -141,13 +141,14 @@ def derive(secret: bytes, info: bytes) -> bytes:
     return HKDF(SHA256(), KEY_BYTES, None, info).derive(secret)
 
 
-def agree(key: X25519PrivateKey, peer: bytes, info: bytes) -> bytes:
+def agree(key: X25519PrivateKey, peer: bytes, info: bytes, public: bytes = b"") -> bytes:
     """Return the common 32-byte key of two parties, derived from X25519 and both public keys in sorted order.
 
     Args:
       key: private key of one party.
       peer: public key of the other party, 32 bytes.
       info: purpose and context of the derived key.
+      public: public key of `key`, if known; empty computes it.
 
     Raises:
       Refused: MALFORMED if `peer` is not a public key, or has low order, so that everybody knows the secret.
@@ -156,7 +157,7 @@ def agree(key: X25519PrivateKey, peer: bytes, info: bytes) -> bytes:
         secret = key.exchange(X25519PublicKey.from_public_bytes(peer))
     except ValueError as error:
         raise Refused(Reason.MALFORMED, "not a usable X25519 public key") from error
-    return pair_key(secret, public_of(key), peer, info)
+    return pair_key(secret, public or public_of(key), peer, info)
 
 
 def pair_key(secret: bytes, public: bytes, peer: bytes, info: bytes) -> bytes:

@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 
 import fedveil
 from fedveil.client.app import make_client_app
-from fedveil.client.secure_update import STATE, STATE_RECORD, secure_update
+from fedveil.client.secure_update import STATE, STATE_RECORD, SharedMemory, secure_update
 from fedveil.messages.client_settings import ClientSettings
 from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.secure_wire import read_position
@@ -26,6 +26,7 @@ from fedveil.messages.wire import (
 )
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
+from fedveil.privacy.secagg import client, messages, pair_keys
 from fedveil.privacy.secagg.client import OVER, read_state
 from fedveil.privacy.secagg.refusal import Reason
 from fedveil.server.secure_sum import ATTEMPTS
@@ -163,6 +164,44 @@ def test_node_forgets_its_secrets_with_the_attempt_but_not_its_use():
     node = identity.participant()
     read_state(node, grid._contexts[VICTIM + 2].state[STATE_RECORD][STATE], identity.node_key)
     assert node.attempts == {} and list(node.newest_attempts.values()) == [{3: OVER}]
+
+
+def test_simulated_nodes_repeat_no_work_of_each_other(monkeypatch):
+    sealed = summed(Clients(), wanted())
+    calls = []
+
+    def count(module, name):
+        function = getattr(module, name)
+
+        def counted(*args, **options):
+            calls.append((name, type(args[0])))
+            return function(*args, **options)
+
+        monkeypatch.setattr(module, name, counted)
+
+    count(pair_keys, "agree")
+    count(client, "seal")
+    count(client, "unseal")
+    count(messages, "_row")
+    messages.read_received.cache_clear()
+    grid = Clients(memory=SharedMemory())
+    opened = summed(grid, wanted())
+    assert (opened.total == sealed.total).all() and opened.survivors == 8
+    counts = {name: sum(each == name for each, _ in calls) for name, _ in calls}
+    assert counts["agree"] == 8 * 7  # one for each of 28 pairs, for shares and for masks
+    assert counts["seal"] == 8 * 7 and "unseal" not in counts  # shares for neighbours, and no state
+    # Read once: the proposal, 8 adverts in one message, the inbox, the survivors, and 8 confirmations in one message. Read
+    # for each: its parcels by itself, its 5 replies by the server.
+    assert counts["_row"] == 1 + (1 + 8) + 1 + 1 + (1 + 8) + 8 * (1 + 5)
+
+
+def test_a_simulated_node_whose_context_is_lost_has_forgotten():
+    memory, context = SharedMemory(), Context(0, 2, {}, RecordDict(), {})
+    identity = simulated_identity(ASKED, 0)
+    first = memory.restore(identity, context)
+    memory.store(first, identity, context)
+    assert memory.restore(identity, context) is first
+    assert memory.restore(identity, Context(0, 2, {}, RecordDict(), {})) is not first
 
 
 def test_node_with_tampered_memory_answers_nothing_and_keeps_it():

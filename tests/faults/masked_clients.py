@@ -7,7 +7,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedveil.client.secure_update import secure_update
+from fedveil.client.secure_update import SEALED_MEMORY, NodeMemory, secure_update
 from fedveil.messages.client_settings import Encryption
 from fedveil.messages.secure_wire import read_position
 from fedveil.messages.wire import WEIGHT, Exchange, memory_arrays
@@ -44,6 +44,7 @@ def app_of(
     training=None,
     trained: dict[int, int] | None = None,
     seen: list[tuple[Message, Message]] | None = None,
+    memory: NodeMemory = SEALED_MEMORY,
 ) -> ClientApp:
     """Return the app of nodes that 'train' by adding their update; `fault` may take an exchange from a node."""
     app, trained, seen = ClientApp(), {} if trained is None else trained, [] if seen is None else seen
@@ -53,7 +54,7 @@ def app_of(
         answer = fault(message, client) if fault else None
         if answer is None:
             identity = simulated_identity(asked, client)
-            answer = secure_update(identity, Randomness(7), message, context, call_next)
+            answer = secure_update(identity, Randomness(7), message, context, call_next, memory=memory)
         seen.append((message, answer))
         return answer
 
@@ -80,10 +81,12 @@ class Clients(InProcessGrid):
         training=None,
         workers: int = 1,
         clients: int = CLIENTS,
+        memory: NodeMemory = SEALED_MEMORY,
     ) -> None:
         self.trained: dict[int, int] = {}
         self.seen: list[tuple[Message, Message]] = []
-        app = app_of(fault, replace(asked, clients=clients), training, self.trained, self.seen)
+        asked = replace(asked, clients=clients)
+        app = app_of(fault, asked, training, self.trained, self.seen, memory)
         super().__init__(app, clients, {}, workers)
 
 

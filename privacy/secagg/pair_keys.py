@@ -1,0 +1,29 @@
+"""Common keys of simulated nodes, computed once for both nodes of a pair."""
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from .suite import agree, public_of
+
+MAX_WAITING = 1 << 16  # of which the oldest are dropped
+
+
+class PairKeys:
+    """Common keys of nodes that one process simulates: the first node of a pair computes the key, the second takes it.
+
+    A key that nobody takes stays in this memory for a while, beyond `NodeAttempt.erase`: a real node uses `agree` alone.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[tuple[bytes, ...], bytes] = {}
+
+    def agree(self, key: X25519PrivateKey, peer: bytes, info: bytes, public: bytes = b"") -> bytes:
+        """Return the same key as the function `agree`, of the same arguments."""
+        public = public or public_of(key)
+        pair = (*sorted((public, peer)), info)
+        if pair in self._waiting:
+            return self._waiting.pop(pair)
+        common = agree(key, peer, info, public)
+        self._waiting[pair] = common
+        if len(self._waiting) > MAX_WAITING:
+            del self._waiting[next(iter(self._waiting))]
+        return common
