@@ -14,7 +14,7 @@ from typing import Any
 
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.renyi_filter import spent_epsilon
-from ..privacy.budget import Adjacency
+from ..privacy.budget import Adjacency, Adversary
 from ..privacy.ledger.acts import ACTS, CAPS, DECISIONS, REFUSAL, ROSTERS
 from ..privacy.ledger.hash_chain import Entry
 from ..privacy.ledger.ledger_state import CLOSE, COMMIT, OPEN, RESERVE, VOID, LedgerState, run_of
@@ -228,13 +228,20 @@ def _release(row: TrailRow) -> str:
     by_event: dict[str, list[str]] = {}
     for adversary, event in payload["events"].items():
         by_event.setdefault(format_event(event), []).append(adversary)
-    clauses += [f"{event} against the {' and the '.join(names)}" for event, names in by_event.items()]
+    clauses += [f"{event} against {_listed(names)}" for event, names in by_event.items()]
     if arm := payload.get("arm"):
         clauses.append(f"arm {arm['arm']} of {arm['arms']}")
     clauses.append(f"rng {payload['rng']}")
     if order := payload.get("filter_order"):
         clauses.append(f"chosen adaptively, filter at order {order:g}")
     return "; ".join(clauses)
+
+
+def _listed(adversaries: Sequence[str]) -> str:
+    """Return adversaries in words."""
+    if set(adversaries) == set(Adversary):
+        return "everyone"
+    return " and ".join(f"the {each}" for each in adversaries)
 
 
 def _shown(epsilon: float) -> str:

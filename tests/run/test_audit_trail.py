@@ -12,6 +12,7 @@ from shared.runs import run_quietly
 
 from fedveil.base.refusal import Refusal
 from fedveil.messages.model_difference import hash_of
+from fedveil.privacy.budget import Adversary
 from fedveil.privacy.ledger.acts import acting_user
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.run.audit_trail import TrailRow, audit_trail, by_run, sentence
@@ -56,6 +57,13 @@ def test_a_round_has_its_epsilon_and_both_models(tmp_path: Path) -> None:
     assert epsilon <= shown <= epsilon + 0.001
     assert sentence(second).startswith("Round 2, training (update), epsilon ")
     assert sentence(second).endswith("released, model 222222222222.")
+
+
+def test_a_sentence_of_all_adversaries_says_everyone(tmp_path: Path) -> None:
+    path = tmp_path / "ledger"
+    with opened(path) as ledger:
+        reserved(ledger, release(sees=Adversary))
+    assert " against everyone; rng" in sentence(trail(path)[-1])
 
 
 def test_an_origin_is_written_once_in_a_run(tmp_path: Path) -> None:
