@@ -60,7 +60,7 @@ class FullAudit(_Audit):
 
     name: Literal["full"] = "full"
     canaries: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
-    """Canary clients; null: 1000, or with encrypted sums half as many as secagg.collusion allows."""
+    """Canary clients; null: one for 4 parameters, at most 1000, or with encrypted sums half of what secagg.collusion allows."""
     looks: Annotated[int, Field(ge=1, le=1_000)] = 10
     """Rounds, spread over the run, after which canaries and planted secrets are scored."""
     support: Annotated[int, Field(ge=2, le=1_000_000_000)] | None = None
