@@ -14,7 +14,7 @@ import typer
 
 from ..base.bounded_decoding import format_number, json_number
 from ..base.refusal import Refusal
-from .grammar import GROUP, Json, argument, flag, option, read, verb
+from .grammar import GROUP, Json, allow_local_modules, argument, flag, option, read, verb
 
 if TYPE_CHECKING:
     from ..audit.result import RecomputedAudit
@@ -49,6 +49,7 @@ def audit_run(
 
     Exit codes: 0 consistent, 3 violated, 4 too weak to tell, 2 refused.
     """
+    allow_local_modules()
     if records and membership:
         raise click.UsageError("--records and --membership exclude each other", click.get_current_context())
     if records:

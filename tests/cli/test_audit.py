@@ -3,12 +3,15 @@
 import json
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fedveil.__main__ import main
+from fedveil.audit import membership_attacks
+from fedveil.cli.audit import audit_run
 
 pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
 
@@ -164,3 +167,19 @@ def test_verb_help_lists_its_arguments(
     monkeypatch.setattr(sys, "argv", ["fedveil", "audit", "claim", "--help"])
     assert main() == 0
     assert "4 too weak to tell" in capsys.readouterr().out
+
+
+def test_an_attack_finds_a_task_of_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "moons_of_mine.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    found = list[object]()
+
+    def attack(*_: object, **__: object) -> int:
+        found.append(find_spec("moons_of_mine"))
+        return 0
+
+    monkeypatch.setattr(membership_attacks, "membership", attack)
+    assert audit_run(tmp_path, membership="loss") == 0 and found != [None]
