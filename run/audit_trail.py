@@ -138,10 +138,9 @@ def _heading(run: str, rows: Sequence[TrailRow]) -> str:
         return run and "decisions of the data's owner"
     purposes = sorted({str(row.payload["purpose"]) for row in rows if "purpose" in row.payload})
     parts = [f"run {run}"]
-    if purposes:
-        parts.append(f"purpose {', '.join(purposes)}")
+    parts += [f"purpose {', '.join(purposes)}"] * bool(purposes)
     origins = [row.payload["origin"] for row in rows if "origin" in row.payload and row.act != NAME]
-    parts += [*_origin(origins[0])] if origins else []
+    parts += [clause for first in origins[:1] for clause in _origin(first)]
     parts += [clause for pair in pairwise(origins) for clause in _changes(*pair)]
     return ", ".join(parts)
 
@@ -212,10 +211,8 @@ def sentence(row: TrailRow) -> str:
     if entry.kind in ACTS:
         who, why = payload["who"] or "an unknown person", payload["reason"] or "no reason given"
         return f"{entry.kind.capitalize()} by {who}{_detail(payload)}: {why}."
-    counts = {
-        name: f"of {len(each)}" for name, each in payload.items() if isinstance(each, list)
-    }  # of clients
-    fields = ", ".join(f"{name} {value}" for name, value in {**payload, **counts}.items() if name != "time")
+    clients = {name: f"of {len(each)}" for name, each in payload.items() if isinstance(each, list)}
+    fields = ", ".join(f"{name} {value}" for name, value in {**payload, **clients}.items() if name != "time")
     return f"Noted in round {row.number}, {json.loads(entry.key)[2]}: {fields}."
 
 
@@ -228,20 +225,15 @@ def _release(row: TrailRow) -> str:
     by_event: dict[str, list[str]] = {}
     for adversary, event in payload["events"].items():
         by_event.setdefault(format_event(event), []).append(adversary)
-    clauses += [f"{event} against {_listed(names)}" for event, names in by_event.items()]
+    for event, names in by_event.items():
+        who = "everyone" if len(names) == len(Adversary) else f"the {' and the '.join(names)}"
+        clauses.append(f"{event} against {who}")
     if arm := payload.get("arm"):
         clauses.append(f"arm {arm['arm']} of {arm['arms']}")
     clauses.append(f"rng {payload['rng']}")
     if order := payload.get("filter_order"):
         clauses.append(f"chosen adaptively, filter at order {order:g}")
     return "; ".join(clauses)
-
-
-def _listed(adversaries: Sequence[str]) -> str:
-    """Return adversaries in words."""
-    if set(adversaries) == set(Adversary):
-        return "everyone"
-    return " and ".join(f"the {each}" for each in adversaries)
 
 
 def _shown(epsilon: float) -> str:
