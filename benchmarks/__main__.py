@@ -31,10 +31,10 @@ from .stacks import KINDS, run_stacks
 from .steps import run_steps
 from .supernodes import run_supernodes
 from .tables import Row, as_markdown, publish
-from .workload import MODELS, TRAINED, WORKLOADS, Size
+from .workload import MODELS, OTHERS, TRAINED, WORKLOADS, Size
 
 _BENCHMARKS: dict[str, tuple[Callable[[Options], Row], tuple[str, ...]]] = {
-    "engines": (run_engines, (*TRAINED, "tiny-power")),
+    "engines": (run_engines, (*TRAINED, "tiny-power", *OTHERS)),
     "overhead": (run_overhead, ()),
     "privacy": (run_privacy, ("cnn-100k", "cnn-1m")),
     "memory": (run_memory, ("tiny", "cnn-100k")),

@@ -112,6 +112,18 @@ def resnet(widths: tuple[int, ...], blocks: int) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, CLASSES))
 
 
+class RowReader(nn.Module):
+    """An LSTM that reads an image of 28 x 28 pixels row by row, and a linear layer on its last state."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.cells, self.out = nn.LSTM(28, width, batch_first=True), nn.Linear(width, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits, shape (batch, classes)."""
+        return self.out(self.cells(images.flatten(1, 2))[0][:, -1])
+
+
 MODELS = {
     "tiny": tiny,
     "cnn-100k": lambda: cnn(8, 16, 124),  # 99 838 parameters
@@ -124,7 +136,10 @@ IDLE = ("idle-100k",)
 MODELS["wide-10m"] = lambda: wide(2000, 2)  # 9 594 010 parameters
 MODELS["wide-100m"] = lambda: wide(5600, 3)  # 98 548 810 parameters
 WIDE = ("wide-10m", "wide-100m")
-MODELS["resnet-18"] = lambda: resnet((64, 128, 256, 512), 2)
+MODELS["resnet-18"] = lambda: resnet((64, 128, 256, 512), 2)  # 11 171 018 parameters
+MODELS["resnet-272k"] = lambda: resnet((16, 32, 64), 3)  # 271 994 parameters
+MODELS["lstm-82k"] = lambda: RowReader(128)  # 82 186 parameters
+OTHERS = ("resnet-272k", "lstm-82k")  # layers other than those of `TRAINED`
 WORKLOADS = tuple(f"{name}{kind}" for name in MODELS for kind in ("", EQUAL, BY_POWER))
 
 

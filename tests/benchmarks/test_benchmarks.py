@@ -39,6 +39,7 @@ from fedveil.client.training.sgd import train, with_fast_kernels
 from fedveil.messages.local_training import LocalTraining
 from fedveil.tasks.arrays import read_arrays
 
+OTHER_SIZES = [("resnet-18", 11_171_018), ("resnet-272k", 272e3), ("lstm-82k", 82e3)]
 TOY = ["--clients", "6", "--cohort", "3", "--rounds", "1", "--repeats", "1"]
 
 
@@ -116,6 +117,7 @@ def written(arguments: list[str], path: Path) -> dict[str, Any]:
     ("benchmark", "arguments", "rows"),
     [
         ("engines", ["--workloads", "tiny", "cnn-100k"], [4, 16, 16]),
+        ("engines", ["--workloads", "resnet-272k", "lstm-82k"], [4, 16, 16]),
         ("overhead", [], [1, 0]),
         ("privacy", ["--workloads", "tiny"], [1, 1, 1]),
         ("memory", ["--workloads", "tiny"], [1, 2, 2]),
@@ -245,7 +247,9 @@ def test_pfl_without_a_python_that_has_it_is_missing() -> None:
     assert contenders._command("pfl, 2 processes", sys.executable)[-1].endswith("pfl_contender.py")
 
 
-@pytest.mark.parametrize(("name", "wanted"), [("tiny", 2410), ("cnn-100k", 1e5), ("cnn-1m", 1e6)])
+@pytest.mark.parametrize(
+    ("name", "wanted"), [("tiny", 2410), ("cnn-100k", 1e5), ("cnn-1m", 1e6), *OTHER_SIZES]
+)
 def test_the_models_are_as_large_as_they_are_called(name: str, wanted: float) -> None:
     assert sum(p.numel() for p in build(name).parameters()) == pytest.approx(wanted, rel=0.03)
 
