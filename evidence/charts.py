@@ -1,15 +1,13 @@
-"""Charts of a report as inline SVG: axes, lines, points and bands, coloured by the page's own style sheet.
+"""Charts as SVG: axes, lines, points and intervals, whose colours are those of a style sheet.
 
-Numbers that are the report's carry their reference, as everywhere on the page; those along the axes are the scale's.
+Labels of a report's values carry their reference, as everywhere on its page; numbers along the axes are the scale's.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from typing import Literal
-
-from .page_text import text_of
 
 WIDTH, HEIGHT = 380.0, 236.0  # of a chart, in units of the SVG, as all lengths here
 LEFT, RIGHT, TOP, BOTTOM = 54.0, 16.0, 16.0, 40.0  # margins around the axes
@@ -29,14 +27,28 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Caption:
+    """Text beside a mark.
+
+    Attributes:
+      text: as it is shown.
+      pointer: of the report's value that the text shows; None outside a report.
+      form: of that text.
+    """
+
+    text: str
+    pointer: str | None = None
+    form: str = "plain"
+
+
+@dataclass(frozen=True)
 class Mark:
-    """Point of a chart, with a label that refers to the report.
+    """Point of a chart.
 
     Attributes:
       x, y: on the axes.
       look: class of the style sheet.
-      pointer: of the value in the report that its label shows; None for a point without a label.
-      form: of that text, as in `text_of`.
+      label: its text; None for a point without one.
       cross: whether it is a cross, as what was refused is.
       position: of the label: `left` above the point, `right` above it, or `beside` it.
     """
@@ -44,8 +56,7 @@ class Mark:
     x: float
     y: float
     look: str
-    pointer: str | None = None
-    form: str = "plain"
+    label: Caption | None = None
     cross: bool = False
     position: Literal["left", "right", "beside"] = "left"
 
@@ -62,17 +73,16 @@ class Whisker:
 
 @dataclass(frozen=True)
 class Chart:
-    """Chart of a report.
+    """Chart with two axes.
 
     Attributes:
-      name: unique on the page.
+      name: unique in its document.
       title: description for readers who cannot see it.
       across: label of the horizontal axis.
       up: label of the vertical axis.
       lines: drawn first.
       intervals: drawn next.
       marks: drawn last.
-      values: of the report, by the pointers of the marks' labels.
       logarithmic: whether the horizontal axis is.
       top: upper end of the vertical axis; None lies above all points.
       bottom: lower end of the vertical axis.
@@ -89,7 +99,6 @@ class Chart:
     lines: Sequence[Line] = ()
     intervals: Sequence[Whisker] = ()
     marks: Sequence[Mark] = ()
-    values: dict[str, object] = field(default_factory=dict[str, object])
     logarithmic: bool = False
     top: float | None = None
     bottom: float = 0.0
@@ -106,7 +115,7 @@ def svg(chart: Chart) -> str:
         *_scale(chart, frame),
         *(_line(line, frame) for line in chart.lines if line.points),
         *(_interval(each, frame) for each in chart.intervals),
-        *(part for mark in chart.marks for part in _mark(chart, mark, frame)),
+        *(part for mark in chart.marks for part in _mark(mark, frame)),
     ]
     return picture(chart.name, chart.title, HEIGHT, body)
 
@@ -115,7 +124,7 @@ def picture(name: str, title: str, height: float, body: Sequence[str]) -> str:
     """Return the SVG element of a chart.
 
     Args:
-      name: unique on the page.
+      name: unique in its document.
       title: description for readers who cannot see it.
       height: in units of the SVG.
       body: its parts.
@@ -227,21 +236,24 @@ def _interval(each: Whisker, frame: _Frame) -> str:
     return f'<path class="interval {each.look}" d="M{x:.1f} {low:.1f}V{high:.1f}{ends}"/>'
 
 
-def _mark(chart: Chart, mark: Mark, frame: _Frame) -> list[str]:
+def _mark(mark: Mark, frame: _Frame) -> list[str]:
     """Return the symbol of a mark and, if it refers to a value, its label, within the chart."""
     x, y = frame.x(mark.x), frame.y(mark.y)
     if mark.cross:
         symbol = f'<path class="cross {mark.look}" d="M{x - 5:.1f} {y - 5:.1f}l10 10m0 -10l-10 10"/>'
     else:
         symbol = f'<circle class="point {mark.look}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
-    if mark.pointer is None:
+    if mark.label is None:
         return [symbol]
     is_left = mark.position == "left" and x > WIDTH / 3
-    text = escape(text_of(chart.values[mark.pointer], mark.form))
     up = -4.0 if mark.position == "beside" else 8.0
     at = f'x="{x - 8 if is_left else x + 9:.1f}" y="{max(y - up, TOP - 2):.1f}"'
-    refers = f'data-ref="{escape(mark.pointer)}" data-form="{mark.form}"'
-    return [symbol, f'<text class="value{" end" if is_left else ""}" {at} {refers}>{text}</text>']
+    pointer = mark.label.pointer
+    refers = f' data-ref="{escape(pointer)}" data-form="{mark.label.form}"' if pointer else ""
+    return [
+        symbol,
+        f'<text class="value{" end" if is_left else ""}" {at}{refers}>{escape(mark.label.text)}</text>',
+    ]
 
 
 BAR, THICK = 180.0, 15.0  # width of a bar's axis, and height of its row

@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from ..privacy.statistics.survival import SURVIVAL
 from ..run.run_files import Fields
-from .charts import Chart, Line, Mark, Points, Whisker, svg
+from .charts import Caption, Chart, Line, Mark, Points, Whisker, svg
 from .held_out import reliability
 from .memorisation import EXPOSURE
 from .model_pictures import model_pictures
-from .page_text import is_finite, step
+from .page_text import is_finite, step, text_of
 
 GUESSING = ((0.0, 0.0), (1.0, 1.0))  # true by false positives of a test that guesses
 LOOKS = ("accuracy", "epsilon")  # of the curve of this run, and of the run to compare it with
@@ -44,6 +44,11 @@ def pictures(report: Fields) -> dict[str, str]:
     return svgs | model_pictures(report)
 
 
+def _label(value: object, pointer: str, form: str = "plain") -> Caption:
+    """Return the label of a value of the report, as `text_of` writes it."""
+    return Caption(text_of(value, form), pointer, form)
+
+
 def _rounds(report: Fields) -> Chart | None:
     """Return the epsilon after each round beside the plan's, refusals, and the budget if it is at most twice the last."""
     rows = [(row["round"], row["epsilon"]) for row in report["rounds"] if is_finite(row["epsilon"])]
@@ -52,8 +57,8 @@ def _rounds(report: Fields) -> Chart | None:
     plan = [(number, epsilon) for number, epsilon in report["plan"] if is_finite(epsilon)]
     lines = [Line(plan, "plan"), Line(rows, "epsilon")]
     last = len(report["rounds"]) - 1
-    pointer = f"/rounds/{last}/epsilon"
-    marks = [Mark(*rows[-1], "epsilon", pointer, "epsilon")]
+    label = _label(report["rounds"][last]["epsilon"], f"/rounds/{last}/epsilon", "epsilon")
+    marks = [Mark(*rows[-1], "epsilon", label)]
     refusals = (report["ledger"] or {}).get("refusals", [])
     marks += [Mark(each["round"], rows[-1][1], "refused", cross=True) for each in refusals if each["round"]]
     index = report["stamps"]["row"]
@@ -62,25 +67,21 @@ def _rounds(report: Fields) -> Chart | None:
         end = max(rows[-1][0], plan[-1][0] if plan else 0)
         lines.append(Line([(0, target), (end, target)], "budget"))
     title = "Epsilon after each round of this run, and its budget"
-    values: dict[str, Any] = {pointer: report["rounds"][last]["epsilon"]}
-    return Chart("chart-rounds", title, "round", "epsilon", lines, (), marks, values, whole=True)
+    return Chart("chart-rounds", title, "round", "epsilon", lines, (), marks, whole=True)
 
 
 def _runs(report: Fields) -> Chart | None:
     """Return the ledger's epsilon after each of its runs; None for a single run, which `_rounds` shows."""
     rows = report["ledger"]["runs"] if report["ledger"] else []
     points: list[tuple[float, float]] = []
-    values: dict[str, Any] = {}
     marks: list[Mark] = []
     for index, row in enumerate(rows):
         number, epsilon = index + 1, row["epsilon_after"]
         if is_finite(epsilon):
-            pointer = f"/ledger/runs/{index}/epsilon_after"
             points.append((number, epsilon))
-            values[pointer] = epsilon
             look = "epsilon" if row["this"] else "other"
-            label = pointer if row["this"] or number == len(rows) else None
-            marks.append(Mark(number, epsilon, look, label, "epsilon"))
+            label = _label(epsilon, f"/ledger/runs/{index}/epsilon_after", "epsilon")
+            marks.append(Mark(number, epsilon, look, label if row["this"] or number == len(rows) else None))
     if not points or len(rows) == 1:
         return None
     last_run, last_epsilon = points[-1]
@@ -90,7 +91,7 @@ def _runs(report: Fields) -> Chart | None:
     if budgets and budgets[-1] <= 2 * last_epsilon:
         lines.append(Line([(0, budgets[-1]), (last_run, budgets[-1])], "budget"))
     title = "Cumulative epsilon after each run on this ledger"
-    return Chart("chart-runs", title, "run on this ledger", "epsilon", lines, (), marks, values, whole=True)
+    return Chart("chart-runs", title, "run on this ledger", "epsilon", lines, (), marks, whole=True)
 
 
 def _main_row(report: Fields) -> Fields:
@@ -107,12 +108,11 @@ def _deltas(report: Fields) -> Chart | None:
     )
     if not points:
         return None
-    pointer = f"/privacy/{report['stamps']['row']}/epsilon"
-    mark = Mark(row["delta"], row["epsilon"], "epsilon", pointer, "epsilon", position="right")
-    values: dict[str, Any] = {pointer: row["epsilon"]}
+    label = _label(row["epsilon"], f"/privacy/{report['stamps']['row']}/epsilon", "epsilon")
+    mark = Mark(row["delta"], row["epsilon"], "epsilon", label, position="right")
     title = "Epsilon of the same guarantee at every delta"
     lines = [Line(points, "epsilon")]
-    return Chart("chart-deltas", title, "delta", "epsilon", lines, (), [mark], values, logarithmic=True)
+    return Chart("chart-deltas", title, "delta", "epsilon", lines, (), [mark], logarithmic=True)
 
 
 def _tests(report: Fields) -> Chart | None:
@@ -121,13 +121,12 @@ def _tests(report: Fields) -> Chart | None:
     if not row:
         return None
     points = [(0.0, 0.0), *((rate, 1 - miss) for rate, miss in row["curve"]["trade_off"]), (1.0, 1.0)]
-    pointer = f"/privacy/{report['stamps']['row']}/recognised"
-    mark = Mark(report["false_positive"], row["recognised"], "epsilon", pointer, "percent", position="beside")
-    values: dict[str, Any] = {pointer: row["recognised"]}
+    label = _label(row["recognised"], f"/privacy/{report['stamps']['row']}/recognised", "percent")
+    mark = Mark(report["false_positive"], row["recognised"], "epsilon", label, position="beside")
     lines = [Line(GUESSING, "plan"), Line(points, "epsilon")]
     title = "Largest true positive rate of a membership test, by false positive rate"
     across, up = "false positive rate", "true positive rate, at most"
-    return Chart("chart-tests", title, across, up, lines, (), [mark], values, top=1.0, shares=True)
+    return Chart("chart-tests", title, across, up, lines, (), [mark], top=1.0, shares=True)
 
 
 def _accuracy(report: Fields) -> Chart | None:
@@ -142,12 +141,9 @@ def _accuracy(report: Fields) -> Chart | None:
     if not points:
         return None
     last = len(report["rounds"]) - 1
-    values: dict[str, Any] = {}
-    marks = [Mark(*points[-1], "accuracy")]
+    label = None
     if name in report["rounds"][last]["metrics"]:
-        pointer = f"/rounds/{last}/metrics/{step(str(name))}"
-        values[pointer] = report["rounds"][last]["metrics"][name]
-        marks = [Mark(*points[-1], "accuracy", pointer)]
+        label = _label(report["rounds"][last]["metrics"][name], f"/rounds/{last}/metrics/{step(str(name))}")
     lowest, highest = min(y for _, y in points), max(y for _, y in points)
     top, bottom = None, 0.0
     if lowest >= 0 and highest <= 1:  # an axis from 0 would flatten how shares differ
@@ -158,8 +154,7 @@ def _accuracy(report: Fields) -> Chart | None:
         across,
         f"held-out {name}",
         [Line(points, "accuracy")],
-        marks=marks,
-        values=values,
+        marks=[Mark(*points[-1], "accuracy", label)],
         top=top,
         bottom=bottom,
         whole=across == "round",
@@ -183,7 +178,7 @@ def _looks(report: Fields) -> Chart | None:
     lines = [Line(ceiling, "ceiling"), Line(claimed, "epsilon")]
     title = "Claimed epsilon, epsilon measured by canaries with interval, and largest measurable epsilon, by round"
     return Chart(
-        "chart-looks", title, "round", "epsilon", lines, intervals, marks, {}, top=1.3 * highest, whole=True
+        "chart-looks", title, "round", "epsilon", lines, intervals, marks, top=1.3 * highest, whole=True
     )
 
 
@@ -223,15 +218,16 @@ def _exposure(report: Fields) -> Chart | None:
     rows = exposed(report)
     if not rows:
         return None
-    marks = [Mark(row.copies, row.bits, "measured", f"{row.at}/bits", "decimal") for row in rows]
-    values: dict[str, object] = {f"{row.at}/bits": row.bits for row in rows}
+    marks = [
+        Mark(row.copies, row.bits, "measured", _label(row.bits, f"{row.at}/bits", "decimal")) for row in rows
+    ]
     ends = (0, rows[-1].copies)
     levels = [(rows[-1].unplanted, "plan"), (rows[-1].limit, "ceiling")]
     lines = [Line([(end, level) for end in ends], look) for level, look in levels]
     lines.append(Line([(row.copies, row.bits) for row in rows], "accuracy"))
     title = "Exposure of secrets by the number of clients that hold one, beside secrets that none holds"
     across, up = "clients that hold a secret", "exposure in bits"
-    return Chart("chart-exposure", title, across, up, lines, (), marks, values, whole=True)
+    return Chart("chart-exposure", title, across, up, lines, (), marks, whole=True)
 
 
 def _memorisation(report: Fields, kind: Literal["bits", "quality"]) -> Chart | None:
@@ -276,8 +272,7 @@ def _evaluations(report: Fields) -> Chart | None:
         f"{name}, at clients",
         [Line([(number, figure["value"]) for number, figure in figures], "accuracy")],
         [Whisker(number, figure["low"], figure["high"], "measured") for number, figure in figures],
-        [Mark(figures[-1][0], last, "accuracy", pointer, "figure")],
-        {pointer: last},
+        [Mark(figures[-1][0], last, "accuracy", _label(last, pointer, "figure"))],
         top=1.0 if all(0 <= figure["value"] <= 1 for _, figure in figures) else None,
         whole=True,
     )
@@ -296,19 +291,18 @@ def curves(answer: Fields, at: str) -> str:
     lines: list[Line] = []
     whiskers: list[Whisker] = []
     marks: list[Mark] = []
-    values: dict[str, object] = {}
     last = max(end for points in groups for _, end in points)
     for number, (points, look) in enumerate(zip(groups, CURVES, strict=False)):
         figures = [(end, answer["figures"][index]) for index, end in points]
         lines.append(Line([(0.0, 1.0), *((end, each["value"]) for end, each in figures)], look))
         shift = SHIFT * number * last  # so that intervals at one time lie next to each other
         whiskers += [Whisker(end + shift, each["low"], each["high"], "measured") for end, each in figures]
-        pointer = f"{at}/figures/{points[-1][0]}/value"
-        values[pointer] = figures[-1][1]["value"]
-        marks.append(Mark(figures[-1][0], figures[-1][1]["value"], look, pointer, "share", position="beside"))
+        end, figure = figures[-1]
+        label = _label(figure["value"], f"{at}/figures/{points[-1][0]}/value", "share")
+        marks.append(Mark(end, figure["value"], look, label, position="beside"))
     lines.append(Line([(0.0, 0.0), (last * (1 + MARGIN), 0.0)], "plan"))
     name, title = f"chart-survival{at.replace('/', '-')}", f"Survival of {answer['of']}, with 95 % intervals"
-    return svg(Chart(name, title, str(answer["of"]), "survival", lines, whiskers, marks, values, top=1.0))
+    return svg(Chart(name, title, str(answer["of"]), "survival", lines, whiskers, marks, top=1.0))
 
 
 def curve_ends(answer: Fields) -> list[int]:
