@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..base.charts import Chart, Line, Mark, Whisker
 from ..run.run_files import Fields, RunFiles
-from .charts import Chart, Line, Mark, Whisker
 
 Band = tuple[float, float, float] | None  # estimate, low and high of what a bin adds; None where unsaid
 MAX_COEFFICIENTS = 40  # on the page; the JSON has all of them

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from html import escape
 from itertools import pairwise
 
+from ..base.charts import RIGHT, WIDTH, Chart, Line, Mark, Whisker, bars, label, picture, shortened, svg
 from ..run.run_files import Fields
-from .charts import RIGHT, WIDTH, Chart, Line, Mark, Whisker, bars, label, picture, shortened, svg
 from .held_out import Band, bands
 
 MAX_SHAPES = 12  # of an additive model, on the page; the JSON has all of them

@@ -11,9 +11,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from ..base.charts import bar, thin
 from ..run.run_files import Fields
 from .answers import FORMAT as ANSWERS
-from .charts import bar, thin
 from .held_out import MAX_COEFFICIENTS
 from .model_pictures import BASELINE, CURVES, MAX_SHAPES
 from .page_text import is_finite, resolve_pointer, step, text_of

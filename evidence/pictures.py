@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..base.charts import Caption, Chart, Line, Mark, Points, Whisker, svg
 from ..privacy.statistics.survival import SURVIVAL
 from ..run.run_files import Fields
-from .charts import Caption, Chart, Line, Mark, Points, Whisker, svg
 from .held_out import reliability
 from .memorisation import EXPOSURE
 from .model_pictures import model_pictures

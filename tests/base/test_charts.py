@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedveil.evidence.charts import bar
+from fedveil.base.charts import bar
 
 
 @given(st.lists(st.floats(-5, 5), min_size=3, max_size=3), st.sampled_from([[0.0, 1.0], [-1.0, 1.0]]))
