@@ -12,7 +12,6 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import cached_property
-from importlib import import_module
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,13 +24,13 @@ from .run.files import CONFIG, METRICS, RESULT, locate_ledger
 
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
-    from matplotlib.figure import Figure
     from numpy.typing import NDArray
     from torch import nn
 
     from .configs.schema import SimulationSettings
     from .run.build import RunObjects
     from .run.callbacks import Callback
+    from .run.curve import Picture
     from .run.unit_plan import UnitPlan
     from .tasks import PooledTask, Task
 
@@ -175,25 +174,26 @@ class FinishedRun:
 
         return "".join(continuation(self.model, self._task(), text, Decoding(tokens, temperature, seed)))
 
-    def plot(self) -> Figure:
-        """Return accuracy and epsilon against rounds, and epsilon against delta, as curve.png shows them.
+    def plot(self) -> Picture:
+        """Return accuracy and epsilon by round, and epsilon by delta, as curve.svg; a notebook shows it, and `save` writes it.
 
         Raises:
-            Refusal: no round has ended, or Matplotlib is not installed.
+            Refusal: no round has ended.
         """
-        require_extra("server", "a plot")
-        if not self.history:
-            raise Refusal("folder", str(self.folder), "no round has ended there, so there is nothing to plot")
-        pyplot = import_module("matplotlib.pyplot")
-        if "inline" in pyplot.get_backend():
-            pyplot.close(pyplot.figure())  # loads a notebook's backend, as pyplot's first figure does
-        from .run.plots import curve
+        from .run.curve import curve
         from .run.released import config_of
 
         config = config_of(self.folder)
         task = self.result.get("task", config["task"]["name"])
         title = f"{task}, privacy={config['privacy']['name']}: {self.status}"
-        return curve(self.history, self.result["privacy"], title)
+        picture = curve(self.history, self.result["privacy"], title)
+        if picture is None:
+            raise Refusal(
+                "folder",
+                str(self.folder),
+                "no round with a figure has ended there, so there is nothing to plot",
+            )
+        return picture
 
 
 def load(

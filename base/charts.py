@@ -14,6 +14,15 @@ LEFT, RIGHT, TOP, BOTTOM = 54.0, 16.0, 16.0, 40.0  # margins around the axes
 MAX_POINTS = 160  # of a line; more would not be seen
 TICKS = 5  # intervals of an axis, about
 HEADROOM = 1.12  # end of the vertical axis over the highest point
+HEAD = 26.0  # height of a document's heading
+# Of a document by itself; a page has its own style sheet. Colours are those of the page of a run, in its light form.
+STYLE = (
+    "text{font:11.5px system-ui,sans-serif;fill:#5a5751}.heading{font-size:14px;font-weight:600;fill:#1d1c1a}"
+    ".value{font-size:13px;font-weight:600;fill:#1d1c1a}.end{text-anchor:end}.middle{text-anchor:middle}"
+    ".grid{stroke:#dcd8cf}.axis{stroke:#6a665f}.line{fill:none;stroke-width:2.4;stroke-linejoin:round;stroke:#a63c0a}"
+    ".line.accuracy{stroke:#175e94}.line.record{stroke-dasharray:6 4}"
+    ".point{fill:#a63c0a}.point.accuracy{fill:#175e94}"
+)
 Points = Sequence[tuple[float, float]]
 
 
@@ -110,14 +119,32 @@ class Chart:
 
 def svg(chart: Chart) -> str:
     """Return a chart as SVG; the same chart gives the same bytes."""
+    return picture(chart.name, chart.title, HEIGHT, _parts(chart))
+
+
+def document(heading: str, charts: Sequence[Chart]) -> str:
+    """Return charts side by side under a heading as an SVG document by itself, with its style sheet."""
+    width, height = WIDTH * len(charts) + 2 * RIGHT, HEAD + HEIGHT
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}">',
+        f'<style>{STYLE}</style><rect width="100%" height="100%" fill="#ffffff"/>',
+        label(width / 2, HEAD - 8, heading, "heading middle"),
+    ]
+    for index, chart in enumerate(charts):
+        body = f"<title>{escape(chart.title)}</title>" + "".join(_parts(chart))
+        parts.append(f'<g role="img" transform="translate({WIDTH * index:g} {HEAD:g})">{body}</g>')
+    return "".join((*parts, "</svg>\n"))
+
+
+def _parts(chart: Chart) -> list[str]:
+    """Return the elements of a chart."""
     frame = _frame(chart)
-    body = [
+    return [
         *_scale(chart, frame),
         *(_line(line, frame) for line in chart.lines if line.points),
         *(_interval(each, frame) for each in chart.intervals),
         *(part for mark in chart.marks for part in _mark(mark, frame)),
     ]
-    return picture(chart.name, chart.title, HEIGHT, body)
 
 
 def picture(name: str, title: str, height: float, body: Sequence[str]) -> str:

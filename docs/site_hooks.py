@@ -1,5 +1,6 @@
 """Hooks of the site: pages of the repository's root, files that pages link to, notebooks, hover texts, and the version."""
 
+import base64
 import json
 import posixpath
 import re
@@ -96,8 +97,9 @@ def notebook_page(path: Path) -> str:
         parts.append(body if cell["cell_type"] == "markdown" else f"```python\n{body}\n```")
         for output in cell.get("outputs", ()):
             data = output.get("data", {})
-            if picture := "".join(data.get("image/png", ())):
-                parts.append(f"![Output](data:image/png;base64,{''.join(picture.split())})")
+            if picture := "".join(data.get("image/svg+xml", ())):
+                encoded = base64.b64encode(picture.encode()).decode()
+                parts.append(f"![Output](data:image/svg+xml;base64,{encoded})")
             elif lines := output.get("text") or data.get("text/plain") or ():
                 parts.append(f"```text\n{''.join(lines).rstrip()}\n```")
     return "\n\n".join(parts) + "\n"

@@ -28,6 +28,7 @@ from ..server.rounds import Ending
 from ..server.run_status import Status
 from .acts import write_refusal
 from .average import early_of
+from .curve import curve
 from .files import AUDIT_KEY, CURVE, FAREWELL, MANIFEST, MODEL, RESULT, SAVED, SCALING, locate_ledger
 from .final_model import final_model
 from .learning_rate import rise_of
@@ -225,9 +226,9 @@ def write_results(progress: Progress, state: State, result: dict[str, Any], titl
     text = json.dumps({**result, "metrics": finite}, indent=2) + "\n"
     replace_file(folder / RESULT, text.encode(), mode=None)
     if progress.history and progress.run.federation.reported:
-        from .plots import draw_run
-
-        draw_run(_rounds_of_model(progress.history, state), result["privacy"], folder / CURVE, title)
+        picture = curve(_rounds_of_model(progress.history, state), result["privacy"], title)
+        if picture:
+            picture.save(folder / CURVE)
 
 
 def close_run(run: Run) -> None:

@@ -1,6 +1,5 @@
 """What tests of several rooms need: the real command, run in a child of this process. And which files go first."""
 
-import base64
 import gc
 import os
 import random
@@ -42,10 +41,6 @@ IMPORTED = (
     "hydra._internal.core_plugins.basic_launcher",
 )
 SECONDS = 240.0
-# A PNG of one pixel, in the place of a run's picture.
-PICTURE = base64.b64decode(
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-)
 # Files that take longest, the longest first: one that begins last would keep one core busy while the others wait.
 LONGEST = (
     "test_mutations.py",
@@ -139,21 +134,15 @@ def _remembering(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.fixture(scope="module")
 def fast_runs() -> Iterator[None]:
-    """Run as users do, but compose the same choices and compute the same distributions once, and draw no picture.
+    """Run as users do, but compose the same choices and compute the same distributions once.
 
     Files with many short runs ask for it by name. The others, those of whole federations among them, run what users run.
     """
     from dp_accounting.pld import privacy_loss_distribution as losses
 
-    from fedveil.run import plots
-
-    def draw_nothing(history: object, privacy: object, path: Path, title: str) -> None:
-        path.write_bytes(PICTURE)
-
     with pytest.MonkeyPatch.context() as patch:
         COMPOSED["remember"](patch)
         patch.setattr(losses, "from_gaussian_mechanism", _remembering(losses.from_gaussian_mechanism))
-        patch.setattr(plots, "draw_run", draw_nothing)
         yield
 
 

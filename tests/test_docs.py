@@ -89,7 +89,7 @@ def prose_of(page: Path) -> str:
 
 def is_file(span: str) -> bool:
     """Whether a span with a dot names a file, of the tree or of a run folder, and no key."""
-    return (ROOT / span).exists() or span.endswith((".json", ".npy", ".png"))
+    return (ROOT / span).exists() or span.endswith((".json", ".npy", ".png", ".svg"))
 
 
 def identity(page: Path) -> str:
@@ -168,7 +168,7 @@ def test_the_cells_of_a_notebook_run_in_their_order(
     line, pictures = PRINTED[path.stem]
     assert line in succeed(f"fedveil --script {script}", tmp_path, forks)
     shown = [output.get("data", {}) for cell in cells for output in cell["outputs"]]
-    assert sum("image/png" in data for data in shown) == pictures
+    assert sum("image/svg+xml" in data for data in shown) == pictures
 
 
 def end_what_was_left(folder: Path) -> None:

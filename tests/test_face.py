@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,6 @@ import numpy as np
 import pytest
 import torch
 from flwr.serverapp.strategy import FedAdam, FedAvg, Krum
-from matplotlib.figure import Figure
 from shared.tasks import Points
 from torch import Tensor, nn
 
@@ -28,7 +28,6 @@ from fedveil.__main__ import main
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.face import FinishedRun
 from fedveil.modes.mode import COUNT_BOUND_BATCHES, LOSS_BOUND
-from fedveil.run.plots import curve
 from fedveil.tasks import load_task
 from fedveil.tasks.classification import softmax_regression
 
@@ -127,33 +126,15 @@ def test_shipped_task_by_name_is_that_of_the_command_line(
     assert not run.model.training
 
 
-def test_the_plot_is_a_figure_and_the_callers_backend_stays(tmp_path: Path) -> None:
-    import matplotlib
-
-    before = matplotlib.get_backend()
+def test_the_plot_is_the_picture_of_the_folder(tmp_path: Path) -> None:
     run = quick()
-    figure = run.plot()
-    assert isinstance(figure, Figure) and matplotlib.get_backend() == before
-    assert all(each.is_integer() for each in figure.axes[0].get_xticks())
-    assert [axes.get_ylabel() for axes in figure.axes] == [
-        "held-out accuracy",
-        "epsilon",
-        "epsilon spent (client level)",
-    ]
-    (row,) = (row for row in run.privacy if row["adversary"] == "model")
-    drawn = [tuple(pair) for pair in figure.axes[1].lines[0].get_xydata().tolist()]
-    assert drawn == [tuple(pair) for pair in row["curve"]["epsilon"]]
-    figure.savefig(tmp_path / "curve.png")
-    (alone,) = quick(**NO_NOISE).plot().axes
-    assert alone.get_ylabel() == "held-out accuracy"
-
-
-@pytest.mark.parametrize(("measured", "label"), [({"clients/accuracy": 0.7}, "clients/accuracy"), ({}, "")])
-def test_a_run_without_held_out_data_has_a_plot(measured: dict[str, float], label: str) -> None:
-    rows = [{"round": n, "train/loss": 1.0, "invited": 9.0, "epsilon_client": 0.5 * n} for n in (1, 2)]
-    figure = curve([rows[0], rows[1] | measured], [], "clinics")
-    assert [axes.get_ylabel() for axes in figure.axes] == [label, "epsilon spent (client level)"]
-    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [2] * bool(measured)
+    picture = run.plot()
+    picture.save(tmp_path / "again.svg")
+    title = f": {run.status}</text>"
+    drawn, shown = ((run.folder / "curve.svg").read_text(), (tmp_path / "again.svg").read_text())
+    assert title in shown and drawn.partition("<g ")[2] == shown.partition("<g ")[2]
+    (alone,) = re.findall(r"held-out \w+</text>", quick(**NO_NOISE).plot().svg)
+    assert alone == "held-out accuracy</text>"
 
 
 def test_noised_training_figures_are_marked_at_their_bounds() -> None:
@@ -478,7 +459,7 @@ def test_classes_of_a_notebook_work_in_forked_workers_too(tmp_path: Path) -> Non
     command = [sys.executable, "-c", RUNNER, "shops.ipynb"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "completed 2 Linear Figure"
+    assert done.stdout.splitlines()[-1] == "completed 2 Linear Picture"
     assert "round 2/2" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["shops.ipynb"]
 

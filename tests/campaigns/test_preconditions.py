@@ -143,12 +143,11 @@ def failures(folder: Path) -> float:
 
 @pytest.fixture(autouse=True)
 def people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A module of tasks in the working folder; no pictures."""
+    """A module of tasks in the working folder."""
     (tmp_path / "people.py").write_text(PEOPLE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "people", raising=False)
-    monkeypatch.setattr("fedveil.run.plots.draw_run", nothing)
 
 
 def trained(asked: tuple[str, ...], score: Score, seeds: range) -> NDArray[np.float64]:

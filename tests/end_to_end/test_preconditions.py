@@ -511,7 +511,7 @@ def test_public_outputs_of_a_run_do_not_depend_on_the_draw(
     assert {
         "run/metrics.jsonl",
         "run/result.json",
-        "run/curve.png",
+        "run/curve.svg",
         "run/model.safetensors",
         "stdout",
     } <= without.keys()

@@ -153,7 +153,7 @@ def test_a_process_of_its_own_leaves_a_run_folder(tmp_path: Path) -> None:
         "metrics.jsonl",
         "model.safetensors",
         "ledger",
-        "curve.png",
+        "curve.svg",
         "result.json",
     } <= files
     assert not any(name.startswith(".") or name.endswith("-wal") for name in files)
@@ -164,7 +164,7 @@ def test_a_process_of_its_own_leaves_a_run_folder(tmp_path: Path) -> None:
         "weight": (10, 64),
         "bias": (10,),
     }
-    assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "curve.svg").read_bytes().startswith(b"<svg ")
     proof = verify(out / "ledger")
     assert proof.ok and proof.epsilon == pytest.approx(epsilons["model"])
 
