@@ -88,8 +88,8 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 101_120,  # with docstrings, comments and blank lines
-    "lines of the core": 60_659,
+    "lines of the package": 101_126,  # with docstrings, comments and blank lines
+    "lines of the core": 60_665,
     "files that know many features": 0,
     "tests of None": 1_465,
     "tests of None on a part's name": 25,

@@ -185,9 +185,9 @@ class _Repeated(PrivacyLossDistribution):
 
 def _repeated_pmf(pmf: Any, times: int) -> Any:
     """Return the PMF of the sum of `times` independent losses, as a power of its transform."""
-    if not isinstance(pmf, DensePLDPmf):
+    if not isinstance(pmf, DensePLDPmf) and pmf.size ** min(times, 10) <= sampled_gaussian.MAX_SPARSE:
         return _rounded(pmf.self_compose(times), times)
-    dense: Any = pmf
+    dense = _dense(pmf)
     support = _Support.of(dense, times, *_growth(dense))
     length: Any = fft.next_fast_len(max(support.size, dense.size), real=True)
     is_cached = length <= MAX_CACHED
@@ -236,8 +236,14 @@ class _Support:
 
 def forget() -> None:
     """Clear cached distributions, such as those of the noise multipliers that a plan has tried."""
-    for cached in (_once, _gaussian, _growth, _cached_spectrum):
+    for cached in (_once, _gaussian, _dense, _growth, _cached_spectrum):
         cached.cache_clear()
+
+
+@lru_cache(maxsize=64)
+def _dense(pmf: Any) -> Any:
+    """Return a PMF as an array, always the same for `_growth` and `_cached_spectrum`; dp_accounting keeps few points as a dictionary."""
+    return pmf.to_dense_pmf()
 
 
 @lru_cache(maxsize=4)  # two sides on two grids

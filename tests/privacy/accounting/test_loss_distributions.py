@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from dp_accounting.dp_event import DpEvent, GaussianDpEvent, LaplaceDpEvent, PoissonSampledDpEvent
+from dp_accounting.pld.pld_pmf import SparsePLDPmf
 
 from fedveil.privacy.accounting import loss_distributions
 from fedveil.privacy.accounting.epsilon import GATE_INTERVAL, epsilon, forget_distributions
@@ -97,6 +98,15 @@ def test_rounding_losses_of_many_rounds_count(
     losses = distribution(counts, relation_of(Adjacency.ADD_OR_REMOVE_ONE), interval)
     (found,) = loss_distributions.deltas(losses, np.array([size]))
     assert delta < found < delta + 8 * loss_distributions.ROUNDED * times
+
+
+def test_rounds_of_much_noise_compose_by_own_transforms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round of few points was composed by dp_accounting, which computes logarithms of sums anew for every round."""
+    step = PoissonSampledDpEvent(0.25, GaussianDpEvent(13.7))
+    once: Any = sampled(0.25, 13.7, GATE_INTERVAL)
+    theirs = once.self_compose(700).get_epsilon_for_delta(1e-4)
+    monkeypatch.setattr(SparsePLDPmf, "self_compose", None)
+    assert epsilon({step: 700}, 1e-4, interval=GATE_INTERVAL) == pytest.approx(theirs, rel=1e-9)
 
 
 def test_round_of_a_small_rate_transforms_no_distribution_again(
