@@ -6,8 +6,7 @@ Its inputs are releases, canaries' seeds, and planted data. So it costs no priva
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +19,12 @@ from ..configs.round_line import AUDIT
 from ..privacy.audit import record_claim, round_rows
 from ..privacy.audit.alarms import CERTAIN, Alarm, AlarmState, Check, Level, look_at
 from ..privacy.audit.canary_clients import Directions
-from ..privacy.audit.free_checks import NORM_TESTS, draw_p
+from ..privacy.audit.free_checks import NORM_TESTS, draw_p, draw_sums
 from ..privacy.audit.interference import block_of
 from ..privacy.audit.memorisation import MemorisationProbe, MemorisationResult, pooled_p
 from ..privacy.audit.round_rows import LAYERS, Rows
 from ..privacy.audit.run_audit import AuditTerms, Evidence, Measured, look_of
-from ..privacy.audit.sum_audit import NO_MEMORY, Memory, empty_row, layers_of, noise_p, watch
+from ..privacy.audit.sum_audit import NO_MEMORY, Memory, empty_row, noise_p, noise_sums, watch
 from ..privacy.audit.summary import Raised, Summary, summarise
 from ..privacy.mechanisms.released_sum import ReleasedSum
 
@@ -38,6 +37,7 @@ FIRST_ROWS = 64  # initial capacity in rows
 ACTING = (Level.RED, Level.YELLOW)  # the levels on which a run acts
 
 Arrays = Mapping[str, NDArray[np.generic]]
+Sums = NDArray[np.float64]
 
 
 @dataclass
@@ -59,6 +59,7 @@ class Auditor:
       record_looks: measurements by canary records.
       raised: the alarms.
       memorised: results of the probes at the last look.
+      energy: sums over all rows of energies and of their dimensions, (2,).
     """
 
     terms: AuditTerms
@@ -75,21 +76,23 @@ class Auditor:
     record_looks: list[Measured] = field(default_factory=list[Measured])
     raised: list[Raised] = field(default_factory=list[Raised])
     memorised: Sequence[MemorisationResult] = ()
+    energy: Sums = field(default_factory=lambda: np.zeros(2))
     _buffer: Rows = field(init=False, repr=False)  # the rows, and spare capacity
     _count: int = 0  # rows in the buffer
-    # By the index of a first row: the index behind the last row that is added up, and the sums of `layers_of` so far.
-    _layer_sums: dict[int, tuple[int, NDArray[np.float64]]] = field(
-        default_factory=dict[int, tuple[int, "NDArray[np.float64]"]]
-    )
+    # Sums over the rows since the last alarm of a test, or since its last red one, which together show small effects.
+    _noise: Sums = field(default_factory=lambda: np.zeros((2, 1 + 2 * LAYERS)))
+    _noise_since_red: Sums = field(default_factory=lambda: np.zeros((2, 1 + 2 * LAYERS)))
+    _draws: Sums = field(default_factory=lambda: np.zeros(5))
     _alarm_state: AlarmState = field(init=False)
 
     def __post_init__(self) -> None:
-        self._buffer = round_rows.stack_rows([], self.terms.canaries)
+        descriptions = round_rows.row_type(self.terms.canaries).descr
+        self._buffer = np.empty(0, [each for each in descriptions if not each[0].startswith("layer_")])
         self._alarm_state = self.terms.alarms()
 
     @property
     def rows(self) -> Rows:
-        """The rows so far, one for each released round."""
+        """The rows so far, one for each released round, without their layers."""
         return self._buffer[: self._count]
 
     def _rows_with(self, row: Rows) -> Rows:
@@ -97,7 +100,7 @@ class Auditor:
         if self._count == len(self._buffer):
             more = np.zeros(max(FIRST_ROWS, self._count), self._buffer.dtype)
             self._buffer = np.concatenate([self._buffer, more])
-        self._buffer[self._count] = row
+        self._buffer[self._count] = row[list(self._buffer.dtype.names or ())]
         return self._buffer[: self._count + 1]
 
     def resume(self, last: int, memory: Memory) -> None:
@@ -148,28 +151,13 @@ class Auditor:
         if self.record_probe is not None and (records := self.record_probe(number)) is not None:
             record_claim.write(row, records)
 
-    def _rows_after_alarm(self, test: Check, row: Rows, levels: Container[Level] = frozenset(Level)) -> Rows:
-        """Return the rows after the last alarm of a test at these levels, and the new row; together they show small effects."""
-        alarms = (each for each in self.raised if each.alarm.test is test and each.alarm.level in levels)
-        alarm_round = max((each.round for each in alarms), default=0)
-        rows = self._rows_with(row)
-        return rows[bisect_right(rows["round"], alarm_round) :]
-
-    def _noise_p(self, rows: Rows) -> float:
-        """Return `noise_p` of the last rows, the new one included; each older row is added to the sums of layers once."""
-        first = self._count + 1 - len(rows)
-        end, sums = self._layer_sums.get(first, (first, np.zeros((4, LAYERS))))
-        for each in self._buffer[end : self._count]:
-            sums = sums + layers_of(each[None])
-        self._layer_sums[first] = self._count, sums
-        return noise_p(rows, sums + layers_of(rows[-1:]))
-
     def _draw_p(self, row: Rows) -> float:
         """Return the p-value of the cohorts' sizes under the claimed draw; 1 if the claim relies on no secret draw."""
         if not self.terms.clients:
             return 1.0
-        rows = self._rows_after_alarm(Check.DRAW, row)
-        return draw_p(rows["clients"], rows["population"], float(row["rate"]))
+        return draw_p(
+            self._draws + draw_sums(row["clients"], row["population"], float(row["rate"])), float(row["rate"])
+        )
 
     def _norm_p(self, row: Rows) -> float:
         """Return one p-value of the noise: the smallest of this round's and of several rounds' tests, by Bonferroni.
@@ -177,9 +165,9 @@ class Auditor:
         Only new evidence may confirm an alarm, so the rows since the last one count. All rows since the last red alarm
         count as well where they would be red at once.
         """
-        rows = self._rows_after_alarm(Check.NORM, row)
-        p_value = min(1.0, NORM_TESTS * min(float(row["norm_p"]), self._noise_p(rows)))
-        since_red = NORM_TESTS * self._noise_p(self._rows_after_alarm(Check.NORM, row, {Level.RED}))
+        noise = noise_sums(row[None])
+        p_value = min(1.0, NORM_TESTS * min(float(row["norm_p"]), noise_p(self._noise + noise)))
+        since_red = NORM_TESTS * noise_p(self._noise_since_red + noise)
         if since_red < CERTAIN * self.terms.alarms().threshold(Check.NORM):
             return min(p_value, since_red)
         return p_value
@@ -211,6 +199,16 @@ class Auditor:
         # Blindness is no alarm, and is visible by the ceiling of `Measured`.
         raised = [alarm for alarm in alarms if alarm.level is not Level.BLIND]
         self.raised += [Raised(number, alarm) for alarm in raised]
+        noise, levels = noise_sums(row[None]), {alarm.test: alarm.level for alarm in raised}
+        self.energy = self.energy + noise[:, 0]
+        self._noise = np.where(Check.NORM in levels, 0.0, self._noise + noise)
+        is_red = levels.get(Check.NORM) is Level.RED
+        self._noise_since_red = np.where(is_red, 0.0, self._noise_since_red + noise)
+        self._draws = np.where(
+            Check.DRAW in levels,
+            0.0,
+            self._draws + draw_sums(row["clients"], row["population"], float(row["rate"])),
+        )
         return raised
 
     def _measure(self) -> Measured | None:

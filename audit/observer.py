@@ -88,7 +88,7 @@ class RunAudit:
             alarms=tuple(auditor.raised),
             memorisation=tuple(memorisation),
             probed=auditor.has_probed,
-            visible=visible_in(terms, auditor.rows),
+            visible=visible_in(terms, auditor.energy),
             records=auditor.record_looks[-1] if auditor.record_looks else None,
             on_alarm=self.on_alarm,
             p_values={str(test): p for test, p in auditor.p_values.items()},

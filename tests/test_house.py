@@ -88,10 +88,10 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 101_126,  # with docstrings, comments and blank lines
-    "lines of the core": 60_665,
+    "lines of the package": 101_135,  # with docstrings, comments and blank lines
+    "lines of the core": 60_676,
     "files that know many features": 0,
-    "tests of None": 1_465,
+    "tests of None": 1_464,
     "tests of None on a part's name": 25,
     "conditional expressions": 1_620,
     "parameters that are tuples": 5,

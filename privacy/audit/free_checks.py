@@ -7,6 +7,7 @@ clip, nor a wrong weight, nor memorisation; canaries do.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +75,7 @@ def run_p(energies: NDArray[np.float64], dimensions: NDArray[np.int64]) -> float
     return min(1.0, p_values.size * float(p_values.min(initial=1.0))) if p_values.size else 1.0
 
 
-def visible_shortfall(energies: NDArray[np.float64], dimensions: NDArray[np.int64], level: float) -> float:
+def visible_shortfall(energies: NDArray[Any], dimensions: NDArray[Any], level: float) -> float:
     """Return the relative shortfall of the noise's std that `run_p` would detect with a power of one half.
 
     It assumes the same updates. It is 1 if they would hide even the absence of noise.
@@ -116,25 +117,33 @@ def cosine(released: NDArray[np.floating], before: NDArray[np.floating]) -> floa
     return float(np.vdot(released, before)) / lengths if lengths else 0.0
 
 
-def draw_p(counts: NDArray[np.int64], population: int | NDArray[np.int64], rate: float) -> float:
-    """Return the probability of counts this large or this even in a Poisson draw: twice the smaller.
+def draw_sums(
+    counts: NDArray[np.int64], population: int | NDArray[np.int64], rate: float
+) -> NDArray[np.float64]:
+    """Return sums over rounds for `draw_p`, (5,): counts, clients, 1, whether the variance is too small, and evenness.
+
+    Args:
+      counts: numbers of drawn real clients, (rounds,), or of one round.
+      population: number of all real clients, of all rounds or of each, (rounds,).
+      rate: accounted sampling rate, in (0, 1).
+    """
+    clients = np.broadcast_to(population, counts.shape)
+    mean, variance = clients * rate, clients * rate * (1 - rate)
+    # Half a count is added for continuity: counts are whole numbers.
+    even = (np.abs(counts - mean) + 0.5) ** 2 / np.maximum(variance, MIN_VARIANCE)
+    parts = (counts, clients, np.ones_like(counts), variance < MIN_VARIANCE, even)
+    return np.array([part.sum(dtype=np.float64) for part in parts])
+
+
+def draw_p(sums: NDArray[np.float64], rate: float) -> float:
+    """Return the probability of counts this large or this even in a Poisson draw, by their `draw_sums`: twice the smaller.
 
     The count of a Poisson draw is binomial. A rate above the accounted one makes counts too large; a draw of fixed
     size, which the Poisson accountant does not cover (Lebeda et al. 2024, arXiv:2405.20769), makes them too even. Only
     the auditor may see the draw: it is secret from the adversary of the claim.
-
-    Args:
-      counts: numbers of drawn real clients, (rounds,).
-      population: number of all real clients, of all rounds or of each, (rounds,).
-      rate: accounted sampling rate, in (0, 1).
     """
     from scipy.special import chdtr
 
-    clients = np.broadcast_to(population, counts.shape)
-    large_p = binomial_tail(int(counts.sum()), int(clients.sum()), rate)
-    mean, variance = clients * rate, clients * rate * (1 - rate)
-    if variance.min() < MIN_VARIANCE:
-        return min(1.0, 2 * large_p)
-    # Counts are whole numbers: half a count is added for continuity.
-    even_p = float(chdtr(len(counts), float(((np.abs(counts - mean) + 0.5) ** 2 / variance).sum())))
-    return min(1.0, 2 * min(large_p, even_p))
+    count, clients, rounds, small, even = sums.tolist()
+    large_p = binomial_tail(int(count), int(clients), rate)
+    return min(1.0, 2 * large_p if small else 2 * min(large_p, float(chdtr(rounds, even))))

@@ -17,6 +17,7 @@ Vector = NDArray[np.float64]
 
 # Number of coordinates that are stored from round to round, evenly spread; far fewer would show noise that is used twice.
 WATCHED = 1 << 17
+PARTS = (slice(1), slice(1, 1 + LAYERS), slice(1 + LAYERS, None))  # of `noise_sums`
 BATCH = 64  # number of canaries that are compressed together, which bounds the memory
 
 
@@ -127,27 +128,23 @@ def _add_layers(row: Rows, released: ReleasedSum, total: Vector) -> None:
         row["layer_means"][index] = layer.sum() ** 2 / layer.size / released.noise**2
 
 
-def noise_p(rows: Rows, layers: NDArray[np.float64] | None = None) -> float:
+def noise_p(sums: NDArray[np.float64]) -> float:
     """Return the smallest p-value of all rounds' noise: of the whole sum, of its layers, and of their means.
 
     A mean is a fixed direction. Gradients of the biases before a softmax sum to zero, so the mean of these is pure
-    noise.
-
-    Args:
-      rows: rows of the rounds.
-      layers: `layers_of` these rows; None computes it.
+    noise. `sums` are `noise_sums` of the rounds.
     """
-    sums = (layers_of(rows) if layers is None else layers)[:, None]
-    energies, dimensions, mean_energies, mean_dimensions = sums
-    whole = run_p(rows["energy"], rows["dimensions"])
-    return min(whole, run_p(energies, dimensions), run_p(mean_energies, mean_dimensions))
+    return min(run_p(*sums[:, None, part]) for part in PARTS)
 
 
-def layers_of(rows: Rows) -> NDArray[np.float64]:
-    """Return sums over the rows, (4, layers): of energies, their dimensions, energies of means, and their dimensions."""
+def noise_sums(rows: Rows) -> NDArray[np.float64]:
+    """Return sums over rows of energies and of their dimensions, (2, 1 + 2 layers): whole, by layer, and of the layers' means."""
     sizes = rows["layer_dimensions"]
-    parts = (rows["layer_energies"], sizes, rows["layer_means"], np.minimum(sizes, 1))
-    return np.stack([part.sum(axis=0, dtype=np.float64) for part in parts])
+    energies = (rows["energy"][:, None], rows["layer_energies"], rows["layer_means"])
+    dimensions = (rows["dimensions"][:, None], sizes, np.minimum(sizes, 1))
+    return np.stack(
+        [np.concatenate(each, axis=1, dtype=np.float64).sum(axis=0) for each in (energies, dimensions)]
+    )
 
 
 def empty_row(number: int, canaries: int) -> Rows:

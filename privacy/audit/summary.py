@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...base.refusal import Refusal
 from ..budget import Unit
@@ -120,7 +121,8 @@ def _of_sums(evidence: Evidence, final: Rows | None) -> Summary:
     names = ("norm_p", "reuse_p", "draw_p")
     # Bonferroni's bound over the rounds.
     p_values = {name: min(1.0, len(rows) * float(rows[name].min())) for name in names}
-    summary = replace(_without_canaries(terms), visible_shortfall=visible_in(terms, rows), **p_values)
+    sums = np.array([rows[name].sum(dtype=np.float64) for name in ("energy", "dimensions")])
+    summary = replace(_without_canaries(terms), visible_shortfall=visible_in(terms, sums), **p_values)
     scores = _scores(evidence)
     if scores is None:
         return summary
@@ -141,12 +143,15 @@ def _of_sums(evidence: Evidence, final: Rows | None) -> Summary:
     )
 
 
-def visible_in(terms: AuditTerms, rows: Rows) -> float:
-    """Return how much smaller than claimed the noise's std would have to be to raise an alarm, as a share from 0 to 1."""
+def visible_in(terms: AuditTerms, sums: NDArray[np.float64]) -> float:
+    """Return how much smaller than claimed the noise's std would have to be to raise an alarm, as a share from 0 to 1.
+
+    `sums` are those over all rounds of energies and of their dimensions, (2,).
+    """
     if not terms.delta:
         return 1.0
     level = terms.alarms().threshold(Check.NORM) / NORM_TESTS
-    return visible_shortfall(rows["energy"], rows["dimensions"], level)
+    return visible_shortfall(sums[:1], sums[1:], level)
 
 
 def _scores(evidence: Evidence) -> tuple[Scores, Scores] | None:

@@ -19,6 +19,7 @@ from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.audit import round_rows
 from fedveil.privacy.audit import sum_audit as watching
 from fedveil.privacy.audit.alarms import Alarm, Check, Level
+from fedveil.privacy.audit.free_checks import NORM_TESTS, draw_p, draw_sums
 from fedveil.privacy.audit.run_audit import AuditTerms
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
 from fedveil.privacy.mechanisms.released_sum import ReleasedSum, RoundCohort
@@ -84,6 +85,43 @@ def test_ten_numbers_without_noise_turn_red_though_no_round_shows_it(tmp_path: P
             each.level for each in auditor.take(number, ReleasedSum(number, layers, 1.0, 1.0, 1.0), {})
         ]
     assert levels[0] == "orange" and "red" in levels
+
+
+def test_a_round_takes_the_work_and_memory_of_one_row(tmp_path: Path) -> None:
+    """A check read all rows of a run again, which were kept with their layers, in 1.9 kB each."""
+    rng, rows = np.random.default_rng(0), list[int]()
+
+    def noted(energies: Any, dimensions: Any) -> float:
+        rows.append(len(energies))
+        return 1.0
+
+    auditor = Auditor(AuditTerms(512, 0.01, dimension=310, delta=1e-4, clients=400), tmp_path / "rows")
+    with patch.object(watching, "run_p", noted):
+        for number in range(1, 513):
+            cohort = RoundCohort(int(rng.binomial(400, 0.25)), population=400)
+            layers = [rng.standard_normal((30, 10)), rng.standard_normal(10)]
+            auditor.take(number, ReleasedSum(number, layers, 1.0, 0.25, 1.0, cohort), {})
+    assert set(rows) == {1} and auditor.rows.nbytes <= 512 * 400
+
+
+def test_sums_of_rows_give_the_p_values_of_all_rows(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    auditor = Auditor(AuditTerms(40, 0.01, dimension=310, delta=1e-4, clients=400), tmp_path / "rows")
+    for number in range(1, 41):
+        cohort = RoundCohort(int(rng.binomial(400, 0.25)), population=400)
+        layers = [rng.standard_normal((30, 10)), rng.standard_normal(10)]
+        auditor.take(number, ReleasedSum(number, layers, 1.0, 0.25, 1.0, cohort), {})
+    rows = round_rows.read(tmp_path / "rows", 0)
+    assert not auditor.raised
+    assert rows["draw_p"][-1] == pytest.approx(
+        draw_p(draw_sums(rows["clients"], rows["population"], 0.25), 0.25)
+    )
+    pooled = watching.noise_p(watching.noise_sums(rows))
+    one = watching.norm_p(layers, 1.0)
+    assert rows["norm_p"][-1] == pytest.approx(min(1.0, NORM_TESTS * min(pooled, one)))
+    again = Auditor(auditor.terms, tmp_path / "again")
+    again.replay(rows)
+    assert again.energy.tolist() == auditor.energy.tolist()
 
 
 def test_pause_ends_it_until_somebody_resumes(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import chdtr
 
 from fedveil.privacy.audit.alarms import CERTAIN, AlarmState, Check, Level, Look, look_at
-from fedveil.privacy.audit.free_checks import NORM_TESTS, draw_p, run_p
+from fedveil.privacy.audit.free_checks import NORM_TESTS, draw_p, draw_sums, run_p
 
 LAYERS, CLIENTS, RATE, ROUNDS = (2560, 10), 400, 0.25, 100
 DIMENSION = sum(LAYERS)
@@ -45,7 +45,7 @@ def levels(rng: np.random.Generator) -> set[Level]:
         p_values: Mapping[Check, float] = {
             Check.NORM: min(norm),
             Check.REUSE: float(reuse[now]),
-            Check.DRAW: draw_p(counts[since[Check.DRAW] : now + 1], CLIENTS, RATE),
+            Check.DRAW: draw_p(draw_sums(counts[since[Check.DRAW] : now + 1], CLIENTS, RATE), RATE),
         }
         state, alarms = look_at(state, Look(p_values))
         found |= {each.level for each in alarms}

@@ -8,6 +8,7 @@ import pytest
 from fedveil.privacy.audit.free_checks import (
     cosine,
     draw_p,
+    draw_sums,
     norm_p,
     outside,
     reuse_p,
@@ -125,24 +126,28 @@ def test_updates_that_point_the_same_way_are_no_reuse() -> None:
 
 def test_counts_of_a_poisson_draw_keep_the_level() -> None:
     rng = np.random.default_rng(6)
-    p_values = [draw_p(rng.binomial(400, 0.25, 20), 400, 0.25) for _ in range(1000)]
+    p_values = [draw_p(draw_sums(rng.binomial(400, 0.25, 20), 400, 0.25), 0.25) for _ in range(1000)]
     assert sum(p < 0.05 for p in p_values) <= 50 + 3 * math.sqrt(1000 * 0.05 * 0.95)
     for rounds in (1, 2, 3):  # a count is whole, and may well meet its mean
-        found = np.array([draw_p(rng.binomial(400, 0.25, rounds), 400, 0.25) for _ in range(1000)])
+        found = np.array(
+            [draw_p(draw_sums(rng.binomial(400, 0.25, rounds), 400, 0.25), 0.25) for _ in range(1000)]
+        )
         assert (found < 0.05).sum() <= 50 + 3 * math.sqrt(1000 * 0.05 * 0.95) and found.min() > 1e-6
-    small = [draw_p(rng.binomial(10, 0.3, 20), 10, 0.3) for _ in range(500)]
+    small = [draw_p(draw_sums(rng.binomial(10, 0.3, 20), 10, 0.3), 0.3) for _ in range(500)]
     assert sum(p < 0.05 for p in small) <= 25 + 3 * 5
 
 
 def test_too_large_or_too_even_draw_is_detected() -> None:
     rng = np.random.default_rng(7)
-    assert draw_p(rng.binomial(400, 0.30, 20), 400, 0.25) < 1e-6
-    assert draw_p(np.full(10, 100), 400, 0.25) < 1e-9
-    assert draw_p(rng.binomial(400, 0.20, 20), 400, 0.25) > 0.9  # fewer than accounted leak less
+    assert draw_p(draw_sums(rng.binomial(400, 0.30, 20), 400, 0.25), 0.25) < 1e-6
+    assert draw_p(draw_sums(np.full(10, 100), 400, 0.25), 0.25) < 1e-9
+    assert (
+        draw_p(draw_sums(rng.binomial(400, 0.20, 20), 400, 0.25), 0.25) > 0.9
+    )  # fewer than accounted leak less
 
 
 def test_a_population_that_grows_is_no_larger_draw() -> None:
     population = np.repeat([400, 900], 10)
     counts = np.random.default_rng(8).binomial(population, 0.25)
-    assert draw_p(counts, population, 0.25) > 0.01
-    assert draw_p(counts, 400, 0.25) < 1e-9
+    assert draw_p(draw_sums(counts, population, 0.25), 0.25) > 0.01
+    assert draw_p(draw_sums(counts, 400, 0.25), 0.25) < 1e-9

@@ -9,7 +9,7 @@ from fedveil.privacy.audit.free_checks import (
     run_p,
 )
 from fedveil.privacy.audit.round_rows import LAYERS, stack_rows
-from fedveil.privacy.audit.sum_audit import NO_MEMORY, noise_p, watch
+from fedveil.privacy.audit.sum_audit import NO_MEMORY, noise_p, noise_sums, watch
 from fedveil.privacy.mechanisms.released_sum import ReleasedSum
 
 
@@ -27,11 +27,11 @@ def watched_rounds(of_biases: float, seed: int, persists: float = 0.0, rounds: i
 def test_rounds_together_show_a_small_layer_without_noise() -> None:
     rows = watched_rounds(of_biases=0.6, seed=10)
     assert rows["norm_p"].min() > 1e-3 and run_p(rows["energy"], rows["dimensions"]) > 1e-3
-    assert noise_p(rows) < 1e-9
-    assert noise_p(watched_rounds(of_biases=0.6, seed=11, persists=2.0)) < 1e-4
+    assert noise_p(noise_sums(rows)) < 1e-9
+    assert noise_p(noise_sums(watched_rounds(of_biases=0.6, seed=11, persists=2.0))) < 1e-4
     with patch("fedveil.privacy.audit.sum_audit.WATCHED", 100):  # the model is larger than what is kept of it
-        assert noise_p(watched_rounds(of_biases=0.6, seed=10)) < 1e-9
-        assert noise_p(watched_rounds(of_biases=0.6, seed=11, persists=2.0)) > 1e-3
+        assert noise_p(noise_sums(watched_rounds(of_biases=0.6, seed=10))) < 1e-9
+        assert noise_p(noise_sums(watched_rounds(of_biases=0.6, seed=11, persists=2.0))) > 1e-3
 
 
 def test_layer_mean_shows_its_missing_noise_behind_zero_sum_updates() -> None:
@@ -43,13 +43,13 @@ def test_layer_mean_shows_its_missing_noise_behind_zero_sum_updates() -> None:
         rows.append(row)
     found = stack_rows(rows, 0)
     assert run_p(found["layer_energies"], found["layer_dimensions"]) > 0.9
-    assert noise_p(found) < 1e-9
+    assert noise_p(noise_sums(found)) < 1e-9
 
 
 @pytest.mark.parametrize(("persists", "least"), [(0.0, 36), (2.0, 0)])
 def test_small_layers_keep_the_level(persists: float, least: int) -> None:
     """The smallest of three p-values lies below 0.05 in 15 % of correct runs at most."""
-    found = [noise_p(watched_rounds(1.0, seed, persists, rounds=5)) < 0.05 for seed in range(400)]
+    found = [noise_p(noise_sums(watched_rounds(1.0, seed, persists, rounds=5))) < 0.05 for seed in range(400)]
     assert least <= sum(found) <= 60 + 21
 
 
