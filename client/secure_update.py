@@ -89,9 +89,9 @@ class SharedMemory:
     def restore(self, identity: Identity, context: Context) -> Participant:
         """Return the participant, as `NodeMemory`; a context without state is of a node that has forgotten."""
         if not config_of(context.state, STATE_RECORD):
-            self._nodes[identity.node] = replace(identity.participant(), agree=self._pairs.agree)
+            self._nodes[identity.node] = identity.participant()
         node = self._nodes[identity.node]
-        node.policy = identity.policy
+        node.policy, node.agree = identity.policy, self._pairs.agree
         return node
 
     def store(self, node: Participant, identity: Identity, context: Context) -> None:

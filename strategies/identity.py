@@ -47,6 +47,7 @@ class Identity:
         return Participant(self.node, self.key, self.policy, self.roster)
 
 
+@lru_cache(maxsize=1 << 10)  # a client asks several times in a round
 def simulated_identity(settings: Encryption, client: int) -> Identity:
     """Return the identity of a simulated client.
 

@@ -189,8 +189,7 @@ class Agreement:
           receiver: holder of the shares.
           block: hybrid block sent with them, which the label authenticates; empty for none.
         """
-        # As `frame` has it; the parts of the nodes serve all of their pairs.
-        nodes = self._framed_nodes
+        nodes = self._framed_nodes  # as `frame` has them
         return self.share_info + nodes[sender] + nodes[receiver] + (framed(block) if block else b"")
 
     @cached_property
