@@ -15,7 +15,7 @@ import typer
 
 from ..base.bounded_decoding import json_number
 from ..base.refusal import Refusal
-from ..run.files import OF_RECORDS
+from ..run.files import OF_RECORDS, RESULT
 from .grammar import GROUP, Head, Json, argument, flag, option, read, verb
 
 if TYPE_CHECKING:
@@ -120,6 +120,11 @@ def ledgers_in(path: Path) -> list[Path]:
     for folder in ("ledgers", "state/ledgers", "client_ledgers"):
         paths += sorted((path / folder).glob("*.ledger"))
     if not paths:
+        if (path / RESULT).is_file():
+            remedy = (
+                "is a run without a ledger of its own; fedveil budget show lists the ledgers of real data"
+            )
+            raise Refusal("path", str(path), remedy)
         raise Refusal("path", str(path), "holds no bundle, no run and no ledger; name a folder that does")
     return paths
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -268,6 +269,7 @@ def bundle(
 
     signers = [read_key(each) for each in keys or ()]
     contents, checks = contents_of(run)
+    _require_answers(run)
     target = out or run / BUNDLE
     names = make_bundle(contents, target, with_audit_rows=with_audit_rows or not reveals_counts(run))
     if signers:
@@ -280,6 +282,20 @@ def bundle(
             print(f"not in it: {check.name}: {check.finding}")
     print(f"{target}: {len(names)} files, {'signed' if signers else 'unsigned'}")
     return 0
+
+
+def _require_answers(run: Path) -> None:
+    """Require that the page of a run has the answers of its assessment; without PyYAML they are not compared."""
+    if not (run / REPORT).is_file() or find_spec("yaml") is None:
+        return
+    from ..evidence.forms import read_assessment
+
+    items = [item for form in json.loads((run / REPORT).read_bytes())["forms"] for item in form["items"]]
+    shown = {item["field"]: item["organisation"] for item in items}
+    for name, answer in read_assessment(run / ASSESSMENT).answers.items():
+        if shown.get(name) != answer:
+            remedy = f"its page lacks the answer {name} of {ASSESSMENT}; run fedveil report RUN again"
+            raise Refusal("RUN", str(run), remedy)
 
 
 @verb(group, "sign", "Sign a bundle in a role.")

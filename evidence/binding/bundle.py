@@ -74,8 +74,8 @@ def make_bundle(contents: Contents, out: Path, *, with_audit_rows: bool) -> list
         for name in (*contents.manifest.files, *added, *LATER_FILES):
             if (run / name).is_file() and (with_audit_rows or name not in OPERATORS):
                 files[name] = (run / name).read_bytes()
-        files[RECOMPUTE] = (Path(__file__).parent / RECOMPUTE).read_bytes()
         if contents.entries:
+            files[RECOMPUTE] = (Path(__file__).parent / RECOMPUTE).read_bytes()
             files[LEDGER] = (export_text(contents.entries) + "\n").encode()
         if contents.client_entries:
             exports = {name: json.loads(export_text(each)) for name, each in contents.client_entries.items()}

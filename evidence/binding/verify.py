@@ -1,7 +1,7 @@
 """Verification of a run folder or bundle: every hash, signature, entry, epsilon and number, with one line for each check.
 
 Every statement of a bundle is recomputed from its content. No check needs torch, Flower or Hydra. A verifier who does not
-trust this program runs `recompute_ledger.py`, which stands alone and is in every bundle.
+trust this program runs `recompute_ledger.py`, which stands alone and is in every bundle of a ledger.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from fedveil.run.run_files import flat, read_run
 
 MADE = ("report.html", "report.json", "CARD.md", "bom.cdx.json")
 KEPT = Path(__file__).parents[1] / "fixtures" / "reported_run"
+SIGNED = Path(__file__).parents[1] / "fixtures" / "signed_run" / "run"
 
 
 @pytest.fixture
@@ -99,3 +100,36 @@ def test_a_server_is_named_where_it_served(tmp_path: Path) -> None:
     run = read_run(folder)
     assert run.deployed and commands_of(run)[0].startswith("fedveil server FOLDER ")
     assert report_of(run)["run"]["deployed"] is True
+
+
+def test_a_bundle_needs_a_page_with_the_answers(tmp_path: Path, commands: Any) -> None:
+    run = Path(shutil.copytree(SIGNED, tmp_path / "run"))
+    (run / "ledger").chmod(0o600)
+    assert commands.run("report", str(run))[0] == 0
+    answers = (run / "assessment.yaml").read_text()
+    (run / "assessment.yaml").write_text(answers.replace("gdpr_35_7_c: ''", "gdpr_35_7_c: 'None is known.'"))
+    code, said = commands.run("report", "bundle", str(run))
+    assert (
+        code == 2
+        and "its page lacks the answer gdpr_35_7_c of assessment.yaml; run fedveil report RUN again"
+        in said.err
+    )
+    assert not (run / "bundle").exists()
+    assert commands.run("report", str(run))[0] == commands.run("report", "bundle", str(run))[0] == 0
+    assert "None is known." in (run / "bundle" / "report.html").read_text()
+
+
+def test_a_bundle_without_a_ledger_has_no_program_for_it(tmp_path: Path, commands: Any) -> None:
+    simulate = (
+        "simulate",
+        "task=digits",
+        "privacy=none",
+        "num_rounds=1",
+        f"hydra.run.dir={tmp_path / 'run'}",
+    )
+    assert commands.run(*simulate)[0] == commands.run("report", "bundle", str(tmp_path / "run"))[0] == 0
+    assert not {"ledger.json", "recompute_ledger.py"} & {
+        each.name for each in (tmp_path / "run" / "bundle").iterdir()
+    }
+    code, said = commands.run("ledger", "show", str(tmp_path / "run"))
+    assert code == 2 and "is a run without a ledger of its own" in said.err
