@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -25,10 +25,15 @@ of a wrong type have the sentences under [any key](#any-key); [configuration](co
 [Troubleshooting](../troubleshooting.md) explains the most frequent refusals. With a refusal the exit code is 2, or 1 where
 the disk or the system failed, and nothing was written, sent or spent.
 """
+OF_ANY = (
+    "Remedies that several keys share, such as those for a number out of range, and those of keys that you name yourself, such",
+    "as a column of a schema or an option of your own task. The refusal names the key.",
+    "",
+)
 
 
 def page_of() -> str:
-    """Return the page: a section for each key with its remedies, those of any key first."""
+    """Return the page: a section for each key with its remedies, those of any key last."""
     found: dict[str, set[str]] = {}
     for path in sources():
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -36,17 +41,16 @@ def page_of() -> str:
             if not PLACEHOLDERS.fullmatch(remedy):
                 found.setdefault(key, set()).add(remedy)
     general = found.pop(ANY, set())
-    parts = [HEAD, section(ANY, general)]
-    parts += [
-        section(f"`{key}`", found[key])
-        for key in sorted(found, key=lambda key: (key.strip("-").lower(), key))
-    ]
-    return "\n".join(parts)
-
-
-def section(title: str, remedies: set[str]) -> str:
+    keys = sorted(found, key=lambda key: (key.strip("-").lower(), key))
     return "\n".join(
-        [f"## {title}", "", *(f"- {escaped(each)}" for each in sorted(remedies, key=str.lower)), ""]
+        [HEAD, *(section(f"`{key}`", found[key]) for key in keys), section(ANY, general, OF_ANY)]
+    )
+
+
+def section(title: str, remedies: set[str], introduction: Sequence[str] = ()) -> str:
+    remedies_in_order = sorted(remedies, key=str.lower)
+    return "\n".join(
+        [f"## {title}", "", *introduction, *(f"- {escaped(each)}" for each in remedies_in_order), ""]
     )
 
 
