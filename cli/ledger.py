@@ -120,12 +120,10 @@ def ledgers_in(path: Path) -> list[Path]:
     for folder in ("ledgers", "state/ledgers", "client_ledgers"):
         paths += sorted((path / folder).glob("*.ledger"))
     if not paths:
+        remedy = "holds no bundle, no run and no ledger; name a folder that does"
         if (path / RESULT).is_file():
-            remedy = (
-                "is a run without a ledger of its own; fedveil budget show lists the ledgers of real data"
-            )
-            raise Refusal("path", str(path), remedy)
-        raise Refusal("path", str(path), "holds no bundle, no run and no ledger; name a folder that does")
+            remedy = "is a run without a ledger of its own; fedveil budget show lists those of real data"
+        raise Refusal("path", str(path), remedy)
     return paths
 
 

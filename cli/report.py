@@ -286,16 +286,15 @@ def bundle(
 
 def _require_answers(run: Path) -> None:
     """Require that the page of a run has the answers of its assessment; without PyYAML they are not compared."""
-    if not (run / REPORT).is_file() or find_spec("yaml") is None:
+    if not (run / REPORT).is_file() or not find_spec("yaml"):
         return
     from ..evidence.forms import read_assessment
 
-    items = [item for form in json.loads((run / REPORT).read_bytes())["forms"] for item in form["items"]]
-    shown = {item["field"]: item["organisation"] for item in items}
-    for name, answer in read_assessment(run / ASSESSMENT).answers.items():
-        if shown.get(name) != answer:
-            remedy = f"its page lacks the answer {name} of {ASSESSMENT}; run fedveil report RUN again"
-            raise Refusal("RUN", str(run), remedy)
+    items = [each for form in json.loads((run / REPORT).read_bytes())["forms"] for each in form["items"]]
+    on_page = {(each["field"], each["organisation"]) for each in items}
+    for name, _ in sorted(read_assessment(run / ASSESSMENT).answers.items() - on_page):
+        remedy = f"its page lacks the answer {name} of {ASSESSMENT}; run fedveil report RUN again"
+        raise Refusal("RUN", str(run), remedy)
 
 
 @verb(group, "sign", "Sign a bundle in a role.")
