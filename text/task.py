@@ -502,15 +502,13 @@ def text_words(base: Base) -> int:
 def text_model(base: Base, form: TextForm) -> TextModel:
     """Return the model, of which `shared_copy` makes copies; refuse an architecture that cannot be trained in parts."""
     whole: Any = shared_copy(base.model(form.base_bits))
-    words = whole.get_output_embeddings()
-    if "bias" in words.state_dict():
-        raise Refusal(
-            "task.base", str(base.folder), "its head has a bias, which is not supported; use another"
-        )
+    words, decoder = whole.get_output_embeddings(), whole.get_decoder()
+    if "bias" in words.state_dict() or not hasattr(decoder, "layers"):  # GPT-2 names them h
+        remedy = "its head has a bias, or its decoder's layers another name; use a model such as Llama"
+        raise Refusal("task.base", str(base.folder), remedy)
     tokens = torch.tensor([base.tokenizer.encode(SENTENCE).ids[: form.tokens]])
     with torch.no_grad():
         logits = whole(input_ids=tokens, use_cache=False).logits.float()
-    decoder = whole.get_decoder()
     first = adapt(decoder, form.adapter)
     model = TextModel(decoder, words, first, base.end, len(form.labels)).eval()
     with torch.no_grad():

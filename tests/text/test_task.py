@@ -139,6 +139,17 @@ def test_a_model_that_scales_what_enters_it_needs_no_cache(
         task.client_data(0).batch(ROWS)
 
 
+def test_a_decoder_of_another_shape_is_refused(letters: Path, tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    task = loaded(letters, write_base(tmp_path / "base"))
+    size = task.base.config["vocab_size"]
+    other = GPT2Config(vocab_size=size, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(other).save_pretrained(tmp_path / "base")
+    with pytest.raises(Refusal, match="use a model such as Llama"):
+        loaded(letters, tmp_path / "base").model()
+
+
 def test_a_head_that_scales_its_logits_is_refused(letters: Path, tmp_path: Path) -> None:
     task = loaded(letters, write_base(tmp_path / "base"), cache="none")
     whole: Any = task.base.model(32)
