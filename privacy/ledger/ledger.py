@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from ...base.refusal import Refusal, disk_remedy
 from ..accounting.epsilon import GATE_INTERVAL, PUBLISH_INTERVAL
-from ..accounting.events import event_from_json, event_to_json
+from ..accounting.events import event_to_json
 from ..accounting.gate import GATE
 from ..accounting.gaussian import exact_epsilon
 from ..accounting.renyi_filter import admits, filter_order, spent_epsilon
@@ -38,6 +38,7 @@ from .ledger_state import (
     LedgerState,
     ReleaseState,
     Verification,
+    event_of,
     read_entries,
     require_unit,
     verify,
@@ -627,7 +628,7 @@ def _require_fit(
     `order` is the filter's, None without adaptive releases.
     """
     delta, adjacency = budget.target_delta, budget.adjacency
-    counts = book.spent.get(adversary, Counter[str]()) + Counter([canonical(event_json)])
+    counts = book.spent.get(adversary, Counter[str]()) + Counter([text := canonical(event_json)])
     # Plain Gaussian noise has an exact epsilon; within rounding of the target the accountant decides nevertheless.
     exact = exact_epsilon(counts, delta, adjacency)
     if order is None and exact is not None:
@@ -635,9 +636,8 @@ def _require_fit(
             return
         if exact > budget.target_epsilon * (1 + ACCOUNTANTS_DIFFER):
             raise BudgetExhausted(budget, adversary, exact)
-    past, event = book.events(adversary), event_from_json(event_json)
-    fits = GATE.fits(past, event, budget) if order is None else admits([*past, event], budget, order)
-    if not fits:
+    past, event = book.events(adversary), event_of(text)  # one object for all rounds: the gate goes by it
+    if not (GATE.fits(past, event, budget) if order is None else admits([*past, event], budget, order)):
         would_be = spent_epsilon([*past, event], delta, adjacency, order, GATE_INTERVAL)
         raise BudgetExhausted(budget, adversary, would_be)
 

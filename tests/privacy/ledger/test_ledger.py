@@ -25,8 +25,10 @@ from shared.ledgers import (
 )
 
 from fedveil.base.refusal import Refusal
+from fedveil.privacy.accounting import gate
 from fedveil.privacy.accounting.epsilon import epsilon, within
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release, Unit
+from fedveil.privacy.ledger import ledger as ledger_module
 from fedveil.privacy.ledger.ledger import (
     BudgetExhausted,
     LedgerUnavailable,
@@ -51,6 +53,18 @@ def test_reserved_and_committed_count_void_does_not(tmp_path):
         ]
         assert ledger.epsilon() == epsilon([EVENT, EVENT], BUDGET.target_delta)
         assert ledger.epsilon(1e-7) == epsilon([EVENT, EVENT], 1e-7)
+
+
+def test_rounds_of_one_event_read_its_parts_once(tmp_path, monkeypatch):
+    """Each round made a new object of its event, which the gate remembered beside the others."""
+    read = []
+    monkeypatch.setattr(gate, "leaves", lambda event, leaves=gate.leaves: read.append(event) or leaves(event))
+    monkeypatch.setattr(gate, "GATE", gate.Gate())
+    monkeypatch.setattr(ledger_module, "GATE", gate.GATE)
+    with opened(tmp_path / "ledger", Budget(Unit.CLIENT, 50.0, 1e-5)) as ledger:
+        for number in range(1, 21):
+            ledger.reserve(release(number, SAMPLED))
+    assert len(read) == 1
 
 
 def test_states_survive_reopening(tmp_path):
