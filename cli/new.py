@@ -88,8 +88,10 @@ def new(
         print(f"Check each line of {schema}: it was derived from these tables and reveals their content.")
         for each in doubts:
             print(each)
-        print("A first run on real tables spends their whole budget; try one with task.simulated=true. Then:")
-    print(f"  {enter} && {COMMANDS[source]}")
+        print("A first run, which spends no budget of these tables; leave out its last word for one that does:")
+        print(f"  {enter} && {COMMANDS[source]} task.simulated=true")
+    else:
+        print(f"  {enter} && {COMMANDS[source]}")
     if not data:
         install = "" if find_spec("pytest") else "pip install pytest && "
         print(f"  {install}{enter} && python -m pytest")

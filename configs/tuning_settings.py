@@ -88,8 +88,8 @@ class _Tuning(_Tune):
             text = "an adaptive clip or noise depends on the releases of all clients; use fixed, or tune=none"
             yield "tune.name", text
         if isinstance(level, RecordDistributed) and level.clients_per_person:
-            text = "clients of one person may be in several arms, whose charges then add up; leave "
-            yield "tune.name", text + "privacy.clients_per_person null, or use tune=none"
+            person = "clients of one person may be in several arms, whose charges then add up"
+            yield "tune.name", f"{person}; leave privacy.clients_per_person null, or use tune=none"
         if at_clients and not isinstance(whole.privacy, ClientLevel):
             yield "tune.score", f"{HIDDEN_CLIENTS}, or public"
         if at_clients and self.metric == "loss":
