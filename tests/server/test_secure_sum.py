@@ -66,8 +66,10 @@ def ending(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, int]]:
         return replace(one, not_after=ends.get(node - FIRST_NODE, one.not_after))
 
     monkeypatch.setattr(identity, "_member", member)
+    identity.simulated_identity.cache_clear()
     identity.simulated_roster.cache_clear()
     yield ends
+    identity.simulated_identity.cache_clear()
     identity.simulated_roster.cache_clear()
 
 
