@@ -92,7 +92,6 @@ def new(
         print(f"  {enter} && {COMMANDS[source]} task.simulated=true")
     else:
         print(f"  {enter} && {COMMANDS[source]}")
-    if not data:
         install = "" if find_spec("pytest") else "pip install pytest && "
         print(f"  {install}{enter} && python -m pytest")
     return 0
