@@ -88,7 +88,7 @@ def new(
         print(f"Check each line of {schema}: it was derived from these tables and reveals their content.")
         for each in doubts:
             print(each)
-        print("A first run, which spends no budget of these tables; leave out its last word for one that does:")
+        print("A first run that spends no budget of these tables; without its last word it does:")
         print(f"  {enter} && {COMMANDS[source]} task.simulated=true")
     else:
         print(f"  {enter} && {COMMANDS[source]}")

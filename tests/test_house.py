@@ -89,7 +89,7 @@ DIALECT = {
 }
 CEILINGS = {
     "lines of the package": 101_153,  # with docstrings, comments and blank lines
-    "lines of the core": 60_694,
+    "lines of the core": 60_695,
     "files that know many features": 0,
     "tests of None": 1_464,
     "tests of None on a part's name": 25,
