@@ -54,7 +54,7 @@ def _metric(history: Rows) -> list[Chart]:
     held_out = main_metric(history)
     at_clients = (key for row in history for key in row if key.startswith(AT_CLIENTS))
     name = held_out or next(at_clients, None)
-    points = [(row["round"], row[name]) for row in history if row.get(name) is not None] if name else []
+    points = [(row["round"], row[name]) for row in history if _is_finite(row.get(name))] if name else []
     if not points:
         return []
     title = f"held-out {held_out}" if held_out else str(name)
@@ -71,7 +71,7 @@ def _epsilon(history: Rows) -> list[Chart]:
     curves: dict[str, list[tuple[int, Any]]] = {
         unit: [(row["round"], row.get(f"epsilon_{unit}")) for row in history] for unit in LOOKS
     }
-    finite = {unit: points for unit, points in curves.items() if all(_is_finite(each) for _, each in points)}
+    finite = {unit: points for unit, points in curves.items() if _is_finite(*(each for _, each in points))}
     if not finite:
         return []
     lines = [Line(points, LOOKS[unit]) for unit, points in finite.items()]
@@ -106,5 +106,6 @@ def _rounded_up(epsilon: float) -> str:
     return f"{math.ceil(round(1000 * epsilon, 6)) / 1000:.3f}"
 
 
-def _is_finite(epsilon: object) -> bool:
-    return isinstance(epsilon, float) and math.isfinite(epsilon)
+def _is_finite(*values: object) -> bool:
+    """Return whether there are values, and all are finite numbers."""
+    return bool(values) and all(isinstance(each, int | float) and math.isfinite(each) for each in values)

@@ -41,6 +41,8 @@ def rows(**last: float | None) -> list[dict[str, Any]]:
     [
         (rows(accuracy=0.9125), [], ["round", "held-out accuracy", "0.9125"]),
         (rows(accuracy=None), [], ["round", "held-out accuracy", "0.25"]),
+        (rows(accuracy=math.nan), [], ["round", "held-out accuracy", "0.25"]),
+        (rows(loss=math.inf), [], ["round", "held-out loss", "0.25"]),
         (rows(mae=37.5), [], ["round", "held-out mae", "37.5"]),
         ([rows()[0], rows()[1] | {"clients/accuracy": 0.5}], [], ["round", "clients/accuracy", "0.5"]),
         (rows(epsilon_client=0.5), [], ["round", "epsilon spent", "0.500 of one client"]),
@@ -70,6 +72,7 @@ def test_a_picture_has_a_chart_of_each_thing_that_a_run_has(
 
 def test_a_run_without_a_figure_has_no_picture() -> None:
     assert curve(rows(), [NO_CURVE], "clinics") is None
+    assert curve([], [NO_CURVE], "clinics") is None
 
 
 def test_a_picture_has_its_style_and_no_other_source(tmp_path: Path) -> None:
