@@ -138,9 +138,11 @@ def _heading(run: str, rows: Sequence[TrailRow]) -> str:
         return run and "decisions of the data's owner"
     purposes = sorted({str(row.payload["purpose"]) for row in rows if "purpose" in row.payload})
     parts = [f"run {run}"]
-    parts += [f"purpose {', '.join(purposes)}"] * bool(purposes)
+    if purposes:
+        parts.append(f"purpose {', '.join(purposes)}")
     origins = [row.payload["origin"] for row in rows if "origin" in row.payload and row.act != NAME]
-    parts += [clause for first in origins[:1] for clause in _origin(first)]
+    if origins:
+        parts += _origin(origins[0])
     parts += [clause for pair in pairwise(origins) for clause in _changes(*pair)]
     return ", ".join(parts)
 

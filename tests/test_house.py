@@ -88,8 +88,8 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 101_153,  # with docstrings, comments and blank lines
-    "lines of the core": 60_695,
+    "lines of the package": 101_154,  # with docstrings, comments and blank lines
+    "lines of the core": 60_697,
     "files that know many features": 0,
     "tests of None": 1_464,
     "tests of None on a part's name": 25,
@@ -99,7 +99,7 @@ CEILINGS = {
     "names that are participles or adverbs": 7,
     "files with functions and no test of their name": 191,
     "files that the smallest job loads": 185,
-    "lines that the smallest job loads": 30_806,
+    "lines that the smallest job loads": 30_807,
 }
 SMALLEST = """
 import sys, json

@@ -390,9 +390,8 @@ def read_any(data: bytes) -> Message:
     return _row(row[1:], _KINDS[row[0]])
 
 
-@lru_cache(
-    maxsize=8
-)  # a cohort's messages: of an attempt to all its nodes, and between them those to single nodes
+# Of a cohort's messages: those of an attempt to all its nodes, and between them those to single nodes.
+@lru_cache(maxsize=8)
 def read_received(data: bytes) -> Message:
     """Return the message that the bytes hold, as `read_any`, decoded once for the nodes of this process that receive it."""
     return read_any(data)
