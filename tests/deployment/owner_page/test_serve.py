@@ -12,6 +12,7 @@ import urllib.parse
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,8 @@ def test_page_shows_a_roster_that_waits(folder: Path) -> None:
     policy = folder / "policy.toml"
     policy.write_text(policy.read_text().replace("approve_rosters = false", "approve_rosters = true"))
     device = device_of(folder)
-    change = RosterChange(2, "ab" * 32, 1, 6, ("eve ff",), ("bob ee",), "2026-12-01T10:00:00+00:00")
+    now = datetime.now(UTC).isoformat(timespec="seconds")  # an old one counts as refused, and does not wait
+    change = RosterChange(2, "ab" * 32, 1, 6, ("eve ff",), ("bob ee",), now)
     _wait(device.bundle.state, change, b"signed")
     text = view.overview(read_desk(folder), "owner", "token")
     assert "roster version 2" in text and "added: eve ff" in text and "removed: bob ee" in text
