@@ -14,11 +14,12 @@ import sqlite3
 import stat
 import time
 import weakref
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 from ...base.durable_files import sync_folder
 from ...base.refusal import Refusal, unreadable
@@ -37,7 +38,8 @@ CREATE TABLE entries (
 GUARD = """
 CREATE TRIGGER no_{event} BEFORE {event} ON entries
 BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END""".strip()
-SCHEMA = (TABLE, GUARD.format(event="UPDATE"), GUARD.format(event="DELETE"))
+GUARDS = tuple(GUARD.format(event=event) for event in ("UPDATE", "DELETE"))
+SCHEMA = (TABLE, *GUARDS)
 STATUS_SECONDS = 2.0  # wait of `exclusive_lock`, because `lock_holder` takes the lock for a moment
 
 
@@ -310,8 +312,44 @@ def _sibling(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
-class Chain:
-    """Entries of one ledger file, which are checked as they are read; `mode` is the query of SQLite's file URI."""
+class EntryChain(Protocol):
+    """Entries of one ledger: of a file of its own (`Chain`), or in a store of many (`store.StoredChain`)."""
+
+    @property
+    def path(self) -> Path:
+        """Path of the ledger."""
+        ...
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """Return the context in which drafts are appended: all of them are written, or none."""
+        ...
+
+    def append(self, drafts: Iterable[Draft], before: Head) -> None:
+        """Write drafts as the entries that follow a head; within a `transaction`."""
+        ...
+
+    def after(self, head: Head) -> Iterator[Entry]:
+        """Yield the entries after a head, each checked against the one before; refuse a chain without that head."""
+        ...
+
+    def require(self, head: Head) -> None:
+        """Refuse a chain that does not contain a head."""
+        ...
+
+    def close(self) -> None:
+        """Close what was opened for this chain."""
+        ...
+
+
+class EntryFile:
+    """SQLite file to which entries can only be added; `mode` is the query of SQLite's file URI.
+
+    Attributes:
+      path: of the file.
+      schema: statements of its table and of the guards, without which a file is refused.
+    """
+
+    schema: ClassVar[tuple[str, ...]]
 
     def __init__(self, path: Path, mode: str) -> None:
         self.path = path
@@ -325,12 +363,12 @@ class Chain:
             )
 
     @classmethod
-    def for_writing(cls, path: Path, first: Draft, *, durable: bool) -> "Chain":
-        """Open a chain, or start one; the caller holds the lock.
+    def create_or_open(cls, path: Path, begin: Callable[[Self], None], *, durable: bool) -> Self:
+        """Open a file for writing, or create one.
 
         Args:
-          path: path of the ledger.
-          first: the first entry of a new chain.
+          path: path of the file.
+          begin: writes the first entries of a new file.
           durable: whether a transaction survives a power cut, not just the end of the process.
 
         Raises:
@@ -344,18 +382,18 @@ class Chain:
             if not path.exists():
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             os.chmod(path, 0o600)
-        chain = cls(path, "mode=rw")
+        opened = cls(path, "mode=rw")
         try:
             with refusing_ledger(path, "is not a ledger or is damaged"):
-                chain._prepare(first, durable)
+                opened._prepare(begin, durable)
         except BaseException:
-            chain.close()
+            opened.close()
             raise
-        return chain
+        return opened
 
     @classmethod
-    def for_reading(cls, path: Path) -> "Chain":
-        """Open a chain without a lock, and without creating files unless a process is writing to it.
+    def for_reading(cls, path: Path) -> Self:
+        """Open a file without a lock, and without creating files unless a process is writing to it.
 
         Raises:
           Refusal: there is none, or it is not a ledger.
@@ -363,25 +401,25 @@ class Chain:
         if regular(path) is None:
             raise Refusal("ledger", str(path), "does not exist; give the path of a ledger")
         # Without a write-ahead log nobody has the file open, and SQLite may read it without a lock or a file of its own.
-        chain = cls(path, "mode=ro" if _sibling(path, "-wal").exists() else "immutable=1")
+        opened = cls(path, "mode=ro" if _sibling(path, "-wal").exists() else "immutable=1")
         try:
             with refusing_ledger(path, "cannot be read as a ledger"):
-                chain._require_schema()
+                opened._require_schema()
         except BaseException:
-            chain.close()
+            opened.close()
             raise
-        return chain
+        return opened
 
-    def _prepare(self, first: Draft, durable: bool) -> None:
-        """Set up the database for writing, with `first` as the first entry of a new file."""
+    def _prepare(self, begin: Callable[[Self], None], durable: bool) -> None:
+        """Set up the database for writing; arguments as of `create_or_open`."""
         self._db.execute("PRAGMA trusted_schema=OFF")
         self._db.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
         self._db.execute("PRAGMA journal_mode=WAL")
         with self.transaction():
             if not self._schema():
-                for statement in SCHEMA:
+                for statement in self.schema:
                     self._db.execute(statement)
-                self.append([first], START)
+                begin(self)
         self._require_schema()
         if durable:
             sync_folder(self.path.parent)
@@ -392,7 +430,7 @@ class Chain:
         return {sql for (sql,) in rows}
 
     def _require_schema(self) -> None:
-        if self._schema() != set(SCHEMA):
+        if self._schema() != set(self.schema):
             raise Refusal("ledger", str(self.path), "its tables or guards were changed; restore a true copy")
 
     @contextlib.contextmanager
@@ -423,6 +461,21 @@ class Chain:
         if self._file_ids and self._file_ids != self._current_file_ids():
             remedy = "was moved or replaced while it was open; put the file back that was there, then go on"
             raise LedgerUnavailable("ledger", str(self.path), remedy)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+
+class Chain(EntryFile):
+    """Entries of one ledger in a file of its own, which are checked as they are read."""
+
+    schema = SCHEMA
+
+    @classmethod
+    def for_writing(cls, path: Path, first: Draft, *, durable: bool) -> Self:
+        """Open a chain, or start one with the entry `first`; the caller holds the lock. Otherwise as `create_or_open`."""
+        return cls.create_or_open(path, lambda chain: chain.append([first], START), durable=durable)
 
     def append(self, drafts: Iterable[Draft], before: Head) -> None:
         """Write drafts as the entries that follow a head; within a `transaction`."""
@@ -459,10 +512,6 @@ class Chain:
         if not self.holds(head):
             remedy = f"does not hold the known entry {head.seq}: cut short, rolled back or another ledger"
             raise Refusal("ledger", str(self.path), f"{remedy}; restore a true copy")
-
-    def close(self) -> None:
-        """Close the file."""
-        self._db.close()
 
 
 def require_heads(folder: Path, heads: Mapping[str, Head]) -> None:
