@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -112,13 +111,15 @@ def ledgers_in(path: Path) -> list[Path]:
     Raises:
       Refusal: the path is a folder without a ledger.
     """
+    from ..privacy.ledger.store import ledgers_in as stored_in
+
     if not path.is_dir():
         return [path]
-    paths = sorted(each for each in path.iterdir() if each.name == "ledger" or each.suffix == ".ledger")
+    paths = sorted([*path.glob("ledger"), *stored_in(path)])
     paths += path.glob(f"{OF_RECORDS}/ledger")
     # Of a server, of a device, of a simulation's clients.
     for folder in ("ledgers", "state/ledgers", "client_ledgers"):
-        paths += sorted((path / folder).glob("*.ledger"))
+        paths += stored_in(path / folder)
     if not paths:
         remedy = "holds no bundle, no run and no ledger; name a folder that does"
         if (path / RESULT).is_file():
@@ -249,16 +250,16 @@ def verify_ledger(path: Path, head: EntryHead | None = None) -> Verification:
     """Verify a ledger, and that it contains the entry `head`: without it the result has a problem. Refuse a missing file."""
     import logging
 
-    from ..privacy.ledger.hash_chain import Chain
     from ..privacy.ledger.ledger import verify
+    from ..privacy.ledger.store import ledger_exists, reading
 
-    if not path.exists():
+    if not ledger_exists(path):
         raise Refusal("ledger", str(path), "does not exist; give the path of a ledger")
     # The accountant logs a line for every order of RDP that it leaves out; its bound is valid without them.
     logging.getLogger("absl").setLevel(logging.ERROR)
     verification = verify(path)
     if verification.ok and head:
-        with closing(Chain.for_reading(path)) as chain:
+        with reading(path) as chain:
             try:
                 chain.require(head)
             except Refusal as refusal:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,9 @@ from ..base.extensions import extension
 from ..messages import wire
 from ..messages.client_settings import ClientSettings
 from ..messages.record_settings import RecordPrivacy
+from ..privacy.budget import Budget
 from ..privacy.ledger.ledger import Ledger
+from ..privacy.ledger.store import Store
 from ..tasks import load_task
 from ..tasks.arrays import base_check, lent_arrays, load_arrays, memory_of, own_names
 from ..tasks.data import Data, Examples, data_of, drawn_data_of
@@ -33,6 +37,7 @@ from .extra import extra_records
 from .training.sgd import with_fast_kernels
 
 LEDGER_WAIT_SECONDS = 10.0  # for another process that holds the ledger
+MAX_LEDGERS = 512  # of simulated clients that stay read in memory
 
 
 @dataclass(eq=False)
@@ -56,6 +61,11 @@ class Workbench:
     # Data within the bounds per person, by client, most examples of a person, and owners.
     _bounded: dict[tuple[int, int, Owners | None], Data] = field(
         default_factory=dict[tuple[int, int, "Owners | None"], Data]
+    )
+    # Of simulated clients. A forked process keeps its parent's store, unused: see `Store`.
+    _stores: dict[tuple[int, Path], Store] = field(default_factory=dict[tuple[int, Path], Store])
+    _ledgers: dict[tuple[Store, Path, Budget], Ledger] = field(
+        default_factory=dict[tuple[Store, Path, Budget], Ledger]
     )
 
     @cached_property
@@ -191,22 +201,41 @@ class Workbench:
         return self._fingerprints[client]
 
     def open_ledger(self, client: int, settings: ClientSettings, record: RecordPrivacy) -> Ledger:
-        """Return the ledger of a client's records, open for writing; its folder is created if missing."""
-        name = self.ledger_name(client, settings, record)
+        """Return the ledger of a client's records, open for writing; its folder is created if missing.
+
+        A simulated client's is in the store of its folder, unless an earlier release of fedveil gave it a file of its own.
+        """
+        name, budget = self.ledger_name(client, settings, record), record.terms.budget
         simulated = self.task.simulated and settings.device is None
         path = record.ledger_path(name)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        ledger = Ledger.open(
-            path,
-            record.terms.budget,
-            owner=name,
-            simulated=simulated,
-            durable=not simulated,
-            wait=LEDGER_WAIT_SECONDS,
-        )
+        if simulated and not path.exists():
+            ledger = self._stored_ledger(path, budget, name)
+        else:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            options: Any = {"simulated": simulated, "durable": not simulated, "wait": LEDGER_WAIT_SECONDS}
+            ledger = Ledger.open(path, budget, owner=name, **options)
         origin = json.loads(record.origin)
         ledger.purpose, ledger.origin = origin.pop("purpose", None), origin
         return ledger
+
+    def _stored_ledger(self, path: Path, budget: Budget, owner: str) -> Ledger:
+        """Return a simulated client's ledger in the store of its folder, which this process opens once."""
+        process = os.getpid(), path.parent
+        if process not in self._stores:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._stores[process] = Store.for_writing(path.parent)
+        key = self._stores[process], path, budget
+        if key not in self._ledgers:
+            if len(self._ledgers) >= MAX_LEDGERS:
+                del self._ledgers[next(iter(self._ledgers))]
+            self._ledgers[key] = Ledger.stored(self._stores[process], path, budget, owner=owner)
+        return self._ledgers[key]
+
+    def close(self) -> None:
+        """Close the store of simulated clients' ledgers that this process opened; the next charge opens it again."""
+        self._ledgers.clear()
+        for process in [each for each in self._stores if each[0] == os.getpid()]:
+            self._stores.pop(process).close()
 
 
 def _own_layers() -> Any:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 from ..configs.schema import SimulationSettings
 from ..privacy.ledger.ledger_state import RESERVE, read_entries
+from ..privacy.ledger.store import ledger_exists, ledgers_in
 from ..server.round_terms import ALL_ANSWERS, Answers
 from ..tasks.data import MOST_LOOKED_AT, Data, data_of
 from ..tasks.fingerprint import fingerprint
@@ -135,7 +136,7 @@ class Simulated(OnThisMachine):
 
     def client_ledger_files(self, folder: Path) -> list[Path]:
         """Return the clients' own ledgers in a folder, which holds no others."""
-        return sorted(folder.glob("*.ledger"))
+        return ledgers_in(folder)
 
     def opened_ledgers(
         self, record: RecordPrivacy, took_part: Collection[int], paths: Collection[Path]
@@ -158,10 +159,10 @@ class Simulated(OnThisMachine):
         """Return those of the clients whose ledgers hold a round. Arguments as of `Population`."""
         charged_clients: list[int] = []
         for client in clients:
-            path = Path()
+            path: Path | None = None
             with suppress(Exception):  # a client without data has no ledger
                 path = record.ledger_path(self.fingerprint_of(client))
-            entries = read_entries(path) if path.is_file() else []
+            entries = read_entries(path) if path and ledger_exists(path) else []
             if [run, number] in [json.loads(each.key)[:2] for each in entries if each.kind == RESERVE]:
                 charged_clients.append(client)
         return charged_clients

@@ -23,9 +23,10 @@ from ..privacy.accounting.epsilon import GATE_INTERVAL, epsilon, within
 from ..privacy.accounting.renyi_filter import spent_epsilon
 from ..privacy.budget import UNLIMITED_EPSILON, Adversary, Budget, Unit
 from ..privacy.ledger.caps import CapEnded, capped
-from ..privacy.ledger.hash_chain import Chain, require_heads
+from ..privacy.ledger.hash_chain import START, Chain, require_heads
 from ..privacy.ledger.ledger import Head
 from ..privacy.ledger.ledger_state import read_events
+from ..privacy.ledger.store import FILE, Store, ledger_exists, store_in
 from ..privacy.plan import Plan
 from ..strategies.record_plan import plans_of_sizes, record_plan, steps_of
 
@@ -77,7 +78,11 @@ class NoClientLedgers:
         return []
 
     def heads(self) -> dict[str, Head]:
-        """Return the head of every ledger of this federation's clients, by the ledger's name."""
+        """Return heads that prove at a later time that no entry is missing: of each ledger, and of a store of ledgers."""
+        return {}
+
+    def final_heads(self) -> dict[str, Head]:
+        """Return the head of every ledger of this federation's clients, by the ledger's name, once no client trains."""
         return {}
 
     def charged(self, name: str, number: int, clients: Sequence[int]) -> list[int]:
@@ -133,7 +138,10 @@ class ClientLedgers(NoClientLedgers):
         make_folder(self.federation.population.words.ledgers, Path(self.folder))
 
     def require(self, heads: Mapping[str, Head]) -> None:
-        require_heads(Path(self.folder), heads)
+        folder = Path(self.folder)
+        with store_in(folder) as store:
+            store.require(heads.get(FILE, START))
+        require_heads(folder, {name: head for name, head in heads.items() if name != FILE})
 
     def settle(self) -> None:
         if moved := self.federation.population.settle(self.record):
@@ -147,7 +155,21 @@ class ClientLedgers(NoClientLedgers):
             if self._heads.get(name, (0,))[0] != changed:
                 with closing(Chain.for_reading(Path(self.folder) / name)) as chain:
                     self._heads[name] = (changed, chain.last())
-        return {name: head for name, (_, head) in self._heads.items()}
+        own = {name: head for name, (_, head) in self._heads.items()}
+        with store_in(Path(self.folder)) as store:
+            if (head := store.head()) != START:
+                own[FILE] = head
+        return own
+
+    def final_heads(self) -> dict[str, Head]:
+        heads, folder = self.heads(), Path(self.folder)
+        if FILE not in heads:
+            return heads
+        del heads[FILE]
+        with closing(
+            Store.for_writing(folder)
+        ) as store:  # closed by the last process that has it: one file is left
+            return {**heads, **store.heads()}
 
     def _times(self) -> list[tuple[str, int]]:
         """Return names and times of the ledgers; a simulation's folder holds only its clients' ledgers."""
@@ -179,7 +201,7 @@ class ClientLedgers(NoClientLedgers):
 
         for number, name in federation.population.opened_ledgers(record, took_part, paths):
             path = record.ledger_path(name)
-            if not path.exists():
+            if not ledger_exists(path):
                 continue
             events = read_events(path, Adversary.MODEL)
             epsilons[number] = cost(tuple(events))

@@ -234,7 +234,7 @@ def write_results(progress: Progress, state: State, result: dict[str, Any], titl
 def close_run(run: Run) -> None:
     """Close the run unless a disk error has shut its ledger; `fedveil verify` reports that it was not closed."""
     if run.ledger is None or run.ledger.is_open:
-        close(run.folder, run.ledger, run.client_ledgers.heads() if run.federation.simulated else {})
+        close(run.folder, run.ledger, run.client_ledgers.final_heads() if run.federation.simulated else {})
 
 
 def note_farewell(folder: Path, carried: Carried, *, secret: bool) -> None:

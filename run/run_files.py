@@ -18,6 +18,7 @@ from typing import Any, cast
 from ..base.refusal import Refusal, unreadable
 from ..privacy.ledger.hash_chain import Entry
 from ..privacy.ledger.ledger_state import read_entries
+from ..privacy.ledger.store import ledgers_in
 from .files import AUDIT_TERMS, CONFIG, FAREWELL, MANIFEST, METRICS, MODEL, OPERATOR, QUESTIONS, RESULT, SAVED
 
 OWN_LEDGERS = "each client's own ledger, which limits its epsilon to this"  # the accountant of a row
@@ -153,7 +154,7 @@ def read_run(
         saved=saved,
         ledger=ledger,
         entries=() if ledger is None else read_entries(ledger),
-        num_client_ledgers=sum(1 for path in (folder / CLIENT_LEDGERS).glob("*") if path.suffix == ".ledger"),
+        num_client_ledgers=len(ledgers_in(folder / CLIENT_LEDGERS)),
         shapes=_shapes(folder / MODEL),
         model=_hash(folder / MODEL),
         manifest=_hash(folder / MANIFEST),

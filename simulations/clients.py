@@ -83,6 +83,7 @@ class Clients:
             cohort_function=cohort_function,
             together=fewest_clients,
             in_place=partial(begin, bench) if self._trains_plainly else None,
+            release=bench.close,
             counter=None
             if self.faults.any or client.encryption
             else lambda content: extension("query", "counts", "question", "")(bench.task, content),

@@ -58,6 +58,7 @@ class InProcessGrid(AskingGrid):
       cohort_function: trains many clients at once; None if the model or the training forbids it.
       together: fewest clients for which that function is worth another process, as Ray's engine asks; 0 without it.
       in_place: trains one client after the other without messages; None where only the app itself can train.
+      release: closes what this process's clients have open, when the grid is closed.
       counter: returns the function of a client's values for a question; None, or None from it: the app is asked.
     """
 
@@ -69,6 +70,7 @@ class InProcessGrid(AskingGrid):
     cohort_function: CohortFunction | None = None
     together: int = 0
     in_place: Callable[[RecordDict], InPlaceRound] | None = None
+    release: Callable[[], None] = lambda: None
     counter: Callable[[RecordDict], Callable[[int], Values] | None] | None = None
     # By node, for clients that keep state: the context in this process, and the index of the worker that has it.
     _contexts: dict[int, Context] = field(default_factory=dict[int, Context])
@@ -285,10 +287,11 @@ class InProcessGrid(AskingGrid):
         os._exit(0)
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers, and close what the clients of this process have open."""
         for worker in self._pool:
             worker.end()
         self._pool = []
+        self.release()
 
 
 @dataclass(frozen=True)

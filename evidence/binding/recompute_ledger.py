@@ -11,9 +11,11 @@ import hashlib
 import json
 import logging
 import math
+import os
 import sqlite3
 import sys
 from collections import Counter
+from contextlib import closing
 from typing import NamedTuple
 
 import dp_accounting as dp
@@ -48,10 +50,24 @@ def rows_of(path):
     if str(path).endswith(".json"):
         with open(path, encoding="utf-8") as file:
             return [tuple(entry[name] for name in names) for entry in json.load(file)["entries"]]
-    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
-        rows = database.execute(f"SELECT {', '.join(names)} FROM entries ORDER BY seq").fetchall()
-    database.close()
-    return rows
+    if not os.path.exists(path):
+        return rows_of_stored(path)
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+        return database.execute(f"SELECT {', '.join(names)} FROM entries ORDER BY seq").fetchall()
+
+
+def rows_of_stored(path):
+    """Return the rows of a simulated client's ledger, which is in one file with others in the folder of its path."""
+    folder, name = os.path.split(os.path.splitext(path)[0])
+    query = "SELECT seq, kind, key, payload, lower(hex(hash)) FROM entries WHERE ledger = ? ORDER BY seq"
+    with closing(
+        sqlite3.connect(f"file:{os.path.join(folder, 'ledgers.sqlite')}?mode=ro", uri=True)
+    ) as database:
+        rows = database.execute(query, (name,)).fetchall()
+    if not rows:
+        raise ValueError(f"no ledger {path}")
+    before = ["0" * 64, *(row[-1] for row in rows)]
+    return [(*row[:4], previous, row[4]) for row, previous in zip(rows, before, strict=False)]
 
 
 def event_of(fields):

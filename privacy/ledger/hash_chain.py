@@ -336,10 +336,6 @@ class EntryChain(Protocol):
         """Refuse a chain that does not contain a head."""
         ...
 
-    def close(self) -> None:
-        """Close what was opened for this chain."""
-        ...
-
 
 class EntryFile:
     """SQLite file to which entries can only be added; `mode` is the query of SQLite's file URI.

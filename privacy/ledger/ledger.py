@@ -25,7 +25,17 @@ from ..accounting.gaussian import exact_epsilon
 from ..accounting.renyi_filter import admits, filter_order, spent_epsilon
 from ..budget import Adversary, Budget, Release
 from .caps import Cap, CapEnded, capped, caps_on
-from .hash_chain import Chain, Draft, Entry, Head, LedgerUnavailable, Lock, canonical, holds_entries
+from .hash_chain import (
+    Chain,
+    Draft,
+    Entry,
+    EntryChain,
+    Head,
+    LedgerUnavailable,
+    Lock,
+    canonical,
+    holds_entries,
+)
 from .ledger_state import (
     CLOSE,
     COMMIT,
@@ -44,6 +54,7 @@ from .ledger_state import (
     verify,
 )
 from .question_caps import question_excess
+from .store import Store
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -133,9 +144,14 @@ class Ledger:
     """
 
     def __init__(
-        self, chain: Chain, lock: Lock, book: LedgerState, budget: Budget, resources: contextlib.ExitStack
+        self,
+        chain: EntryChain,
+        lock: Lock | Store,
+        book: LedgerState,
+        budget: Budget,
+        resources: contextlib.ExitStack,
     ) -> None:
-        """Take the parts that `open` prepares; `resources` closes the chain and releases the lock."""
+        """Take the parts that `open` or `stored` prepares; `resources` closes the chain and releases the lock."""
         self._chain = chain
         self._lock = lock
         self._book = book
@@ -180,24 +196,35 @@ class Ledger:
         if not holds_entries(path) and expect is not None:
             remedy = f"missing, though entry {expect.seq} of it is known; restore it"
             raise Refusal("ledger", str(path), remedy)
-        identity = {
-            "version": VERSION,
-            "unit": budget.unit.value,
-            "adjacency": budget.adjacency.value,
-            "owner": owner,
-            "simulated": simulated,
-        }
+        identity = _identity(budget, owner, simulated)
         with contextlib.ExitStack() as stack:
             lock = stack.enter_context(Lock(path, wait))
-            first = Draft(OPEN, "", canonical({**identity, "id": token_hex(16), "time": _now()}))
-            chain = Chain.for_writing(path, first, durable=durable)
+            chain = Chain.for_writing(path, _first(identity), durable=durable)
             stack.callback(chain.close)
-            book = LedgerState()
-            book.replay(chain)
-            _require_identity(path, identity, book.identity)
+            book = _replayed(chain, identity)
             if expect is not None:
                 chain.require(expect)
             return cls(chain, lock, book, budget, stack.pop_all())
+
+    @classmethod
+    def stored(cls, store: Store, path: Path, budget: Budget, *, owner: str) -> Self:
+        """Open a simulated client's ledger in a store, or begin it there.
+
+        Several processes may have it open, since each write reads first what others wrote. `close` writes what is pending, and
+        leaves the store and this object open.
+
+        Args:
+          store: of the ledger's folder, open for writing.
+          path: path that a file of its own would have.
+          budget: as of `open`.
+          owner: as of `open`.
+
+        Raises:
+          Refusal: the ledger is damaged, of other data, or cannot be written.
+        """
+        identity = _identity(budget, owner, simulated=True)
+        chain = store.chain(path, _first(identity))
+        return cls(chain, store, _replayed(chain, identity), budget, contextlib.ExitStack())
 
     @property
     def path(self) -> Path:
@@ -563,6 +590,31 @@ class Ledger:
                 raise LedgerUnavailable("ledger", str(self.path), remedy) from error
             self._book.replay(self._chain)
             self._pending.clear()
+
+
+def _identity(budget: Budget, owner: str, simulated: bool) -> dict[str, Any]:
+    """Return what a ledger is kept for, as its first entry has it; arguments as of `Ledger.open`."""
+    unit, adjacency = budget.unit.value, budget.adjacency.value
+    return {
+        "version": VERSION,
+        "unit": unit,
+        "adjacency": adjacency,
+        "owner": owner,
+        "simulated": simulated,
+    }
+
+
+def _first(identity: dict[str, Any]) -> Draft:
+    """Return the first entry of a new ledger."""
+    return Draft(OPEN, "", canonical({**identity, "id": token_hex(16), "time": _now()}))
+
+
+def _replayed(chain: EntryChain, identity: dict[str, Any]) -> LedgerState:
+    """Return the state of a ledger's chain; refuse one that is kept for another identity."""
+    book = LedgerState()
+    book.replay(chain)
+    _require_identity(chain.path, identity, book.identity)
+    return book
 
 
 def _require_identity(path: Path, expected: dict[str, Any], identity: dict[str, Any]) -> None:

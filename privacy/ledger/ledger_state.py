@@ -3,7 +3,6 @@
 Reading needs no lock, so an auditor can do it on a copy. A ledger that cannot be read, or has a broken chain, is refused.
 """
 
-import contextlib
 import json
 import math
 import re
@@ -33,7 +32,8 @@ from ..accounting.renyi_filter import admits, filter_order, spent_epsilon
 from ..arms import Arm, charged
 from ..budget import Adjacency, Adversary, Budget, Unit
 from .acts import ACTS
-from .hash_chain import START, Chain, Entry, Head, canonical
+from .hash_chain import START, Entry, EntryChain, Head, canonical
+from .store import ledger_exists, reading
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -161,7 +161,7 @@ class LedgerState:
         default_factory=dict[tuple[str, Adversary, str], Counter[int]]
     )
 
-    def replay(self, chain: Chain) -> None:
+    def replay(self, chain: EntryChain) -> None:
         """Apply the chain's entries after `head`."""
         for entry in chain.after(self.head):
             self.take(entry, str(chain.path))
@@ -325,14 +325,16 @@ class Verification:
 def read_ledger(path: Path) -> LedgerState:
     """Return the state of a ledger, read without its lock."""
     book = LedgerState()
-    with contextlib.closing(Chain.for_reading(path)) as chain:
+    with reading(path) as chain:
         book.replay(chain)
     return book
 
 
 def state_at(path: Path) -> LedgerState:
     """Return the state of a ledger as `read_ledger` does, and an empty one where there is no ledger."""
-    return read_ledger(path) if path.exists() else LedgerState()
+    if not ledger_exists(path):
+        return LedgerState()
+    return read_ledger(path)
 
 
 def read_events(path: Path, adversary: Adversary) -> "list[DpEvent]":
@@ -342,9 +344,9 @@ def read_events(path: Path, adversary: Adversary) -> "list[DpEvent]":
 
 def identity_of(path: Path) -> dict[str, Any]:
     """Return the payload of a ledger's first entry, such as its unit and owner; empty if there is no ledger."""
-    if not path.exists():
+    if not ledger_exists(path):
         return {}
-    with contextlib.closing(Chain.for_reading(path)) as chain:
+    with reading(path) as chain:
         return next((json.loads(entry.payload) for entry in chain.after(START)), {})
 
 
@@ -367,7 +369,7 @@ def require_unit(path: Path, ledger_unit: str | None, run_unit: str) -> None:
 
 def read_entries(path: Path | str) -> list[Entry]:
     """Return the entries of a ledger, which may be in use."""
-    with contextlib.closing(Chain.for_reading(Path(path))) as chain:
+    with reading(Path(path)) as chain:
         return list(chain.after(START))
 
 
@@ -382,11 +384,10 @@ def verify(path: Path | str, delta: float | None = None) -> Verification:
       The result; a broken chain is a `problem` and raises nothing.
     """
     try:
-        chain = Chain.for_reading(Path(path))
+        with reading(Path(path)) as chain:
+            return verify_entries(chain.after(START), str(path), delta)
     except Refusal as refusal:
         return Verification(False, 0, START, str(refusal))
-    with contextlib.closing(chain):
-        return verify_entries(chain.after(START), str(path), delta)
 
 
 def verify_entries(entries: Iterable[Entry], source: str, delta: float | None = None) -> Verification:

@@ -23,6 +23,7 @@ from fedveil.privacy.ledger.client_sums import lost_by_records
 from fedveil.privacy.ledger.data_sets import PendingCharges, client_ledgers
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
 from fedveil.privacy.ledger.ledger_state import read_ledger
+from fedveil.privacy.ledger.store import FILE, ledgers_in
 from fedveil.run.run import RunResult
 from fedveil.server.checkpoint import read
 from fedveil.simulations.simulate import simulate
@@ -112,7 +113,7 @@ def test_two_clients_with_the_same_records_are_both_charged(
     result = run(tmp_path / "run", clinics, kind, *RECORD, "num_rounds=1").result
     folder = Path(result["ledger"])
     assert result["dropped"] == {}
-    assert len(list(folder.glob("*.ledger"))) == 5
+    assert len(ledgers_in(folder)) == 5
     keys = [json.loads(e.key) for e in read_entries(client_ledger(folder, 0, kind)) if e.kind == "reserve"]
     assert [mechanism for _, _, mechanism in keys] == ["dp_sgd 0", "dp_sgd 1"]
     lost = result["records"]["epsilon"]
@@ -154,21 +155,27 @@ def test_delta_above_one_over_the_records_is_refused_by_default(
     assert "12 records" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("harm", ["deleted", "emptied", "rolled back"])
+@pytest.mark.parametrize("harm", ["deleted", "emptied", "rolled back", "one client's deleted"])
 def test_a_clients_ledger_that_a_checkpoint_knows_cannot_be_shed(
     tmp_path: Path, clinics: list[str], harm: str
 ) -> None:
     run(tmp_path / "run", clinics, "Simulated", *RECORD)
     checkpoint = read(tmp_path / "run")
-    assert checkpoint is not None and len(checkpoint.client_heads) == 5
-    ledger = client_ledger(tmp_path / "run" / "client_ledgers", 3)
+    assert checkpoint is not None and [*checkpoint.client_heads] == [FILE]
+    ledger = tmp_path / "run" / "client_ledgers" / FILE
     whole = ledger.read_bytes()
     if harm == "rolled back":
         run(tmp_path / "other", clinics, "Simulated", *RECORD, "num_rounds=1")
-        whole_one = client_ledger(tmp_path / "other" / "client_ledgers", 3).read_bytes()
-        ledger.write_bytes(whole_one)
+        ledger.write_bytes((tmp_path / "other" / "client_ledgers" / FILE).read_bytes())
     elif harm == "emptied":
         ledger.write_bytes(b"")
+    elif harm == "one client's deleted":
+        one = client_ledger(ledger.parent, 3).stem
+        with closing(sqlite3.connect(ledger)) as db, db:
+            ((guard,),) = db.execute("SELECT sql FROM sqlite_schema WHERE name = 'no_DELETE'")
+            db.execute("DROP TRIGGER no_DELETE")
+            db.execute("DELETE FROM entries WHERE ledger = ?", (one,))
+            db.execute(guard)
     else:
         ledger.unlink()
     resumed = settings_from_overrides([f"resume={tmp_path / 'run'}"])
@@ -343,7 +350,7 @@ QUICK = {"poisson", "replace one", "adaptive noise", "correlated noise", "record
 )
 def test_verify_agrees_with_an_independent_recomputation(tmp_path: Path, mode: str) -> None:
     assert run_quietly([*SMALL, *MODES[mode]], tmp_path / "run").exit_code == 0
-    clients = sorted((tmp_path / "run" / "client_ledgers").glob("*.ledger"))
+    clients = ledgers_in(tmp_path / "run" / "client_ledgers")
     ledgers = [*clients[:2], *(path for path in [tmp_path / "run" / "ledger"] if path.exists())]
     assert ledgers and bool(clients) == ("record" in mode)
     for ledger in ledgers:

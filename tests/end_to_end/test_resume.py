@@ -19,6 +19,7 @@ from shared.runs import json_lines, run_quietly
 
 from fedveil.base.refusal import Refusal
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
+from fedveil.privacy.ledger.store import ledgers_in
 from fedveil.run import progress
 from fedveil.run import result as results
 from fedveil.run import run as run_of_rounds
@@ -105,7 +106,7 @@ def reserved(ledger: Path) -> int:
 
 def ledger_of(run: Path) -> Path:
     """Return the population's ledger, or one client's."""
-    return next(path for path in (run / "ledger", *run.glob("client_ledgers/*.ledger")) if path.exists())
+    return run / "ledger" if (run / "ledger").exists() else ledgers_in(run / "client_ledgers")[0]
 
 
 # --- killed ------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from fedveil.messages.training_order import ORDER_KEY, ModeName, RecordTerms
 from fedveil.messages.wire import OWNERS_POLICY, instruct
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger.ledger import verify
+from fedveil.privacy.ledger.store import ledgers_in
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 from fedveil.privacy.statistics.inquiry import Inquiry, read_inquiry
@@ -109,7 +110,7 @@ def test_epsilon_is_dp_accountings_of_one_gaussian(tmp_path: Path, mode: str) ->
     paths = (
         [tmp_path / "records" / "ledger"]
         if mode == "record_distributed"
-        else [*tmp_path.glob("client_ledgers/*.ledger")]
+        else ledgers_in(tmp_path / "client_ledgers")
     )
     entries = [each for path in paths for each in reservations(path)]
     assert len(entries) == (1 if mode == "record_distributed" else CLIENTS)

@@ -30,6 +30,7 @@ from fedveil.evidence.binding.verify import verify_folder
 from fedveil.evidence.content import report_of
 from fedveil.privacy.accounting.events import event_from_json, event_to_json
 from fedveil.privacy.ledger.ledger import read_entries, verify
+from fedveil.privacy.ledger.store import ledgers_in
 from fedveil.run.build import build
 from fedveil.run.run_files import read_run
 from fedveil.run.unit_plan import unit_plans
@@ -271,7 +272,7 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def own_ledgers(folder: Path) -> list[Path]:
-    found = sorted(folder.glob("*.ledger"))
+    found = ledgers_in(folder)
     assert len(found) == len(SIZES)
     return found
 

@@ -9,6 +9,7 @@ from shared.runs import run_quietly
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.acts import acting_user
 from fedveil.privacy.ledger.ledger import read_entries
+from fedveil.privacy.ledger.store import ledgers_in
 from fedveil.run.build import build
 from fedveil.run.origin import origin_of
 
@@ -35,7 +36,7 @@ def test_every_client_ledger_of_a_run_has_its_origin(tmp_path: Path) -> None:
     run_quietly(
         ["task=heart", "privacy=record", "num_rounds=1", "audit=off", "purpose=rates"], tmp_path / "run"
     )
-    ledgers = sorted((tmp_path / "run" / "client_ledgers").glob("*.ledger"))
+    ledgers = ledgers_in(tmp_path / "run" / "client_ledgers")
     assert len(ledgers) == 4
     for ledger in ledgers:
         payload = json.loads(read_entries(ledger)[1].payload)

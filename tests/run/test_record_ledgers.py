@@ -20,6 +20,7 @@ from fedveil.populations import machine
 from fedveil.privacy.accounting.epsilon import epsilon
 from fedveil.privacy.budget import Adversary
 from fedveil.privacy.ledger.ledger_state import read_events
+from fedveil.privacy.ledger.store import ledger_exists, ledgers_in
 from fedveil.run import record_ledgers
 from fedveil.tasks.classification import softmax_regression
 from fedveil.tasks.data import MOST_LOOKED_AT
@@ -65,7 +66,7 @@ def ran(task: Crowd, folder: Path, status: str = "completed", **more: Any) -> di
 
 def lost_by(task: Crowd, folder: Path, number: int) -> float:
     path = folder / "client_ledgers" / f"{fingerprint(task.client_data(number))[:32]}.ledger"
-    return epsilon(read_events(path, Adversary.MODEL), 1e-3) if path.exists() else 0.0
+    return epsilon(read_events(path, Adversary.MODEL), 1e-3) if ledger_exists(path) else 0.0
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def named(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_run_makes_and_names_the_data_of_participants(tmp_path: Path, named: list[int]) -> None:
     task = SizedCrowd()
     result = ran(task, tmp_path / "run")
-    ledgers = list((tmp_path / "run" / "client_ledgers").glob("*.ledger"))
+    ledgers = ledgers_in(tmp_path / "run" / "client_ledgers")
     assert 10 < len(ledgers) < 40
     assert len(named) == len(ledgers)
     assert len(task.made) < MOST_LOOKED_AT + 50
@@ -204,7 +205,7 @@ def test_drawn_client_with_flawed_data_drops_out_uncharged(flaw: str, tmp_path: 
     assert any(lost[::2]) and not any(lost[1::2])
     lines = json_lines(tmp_path / "run" / "metrics.jsonl")
     assert any(line["dropped"].get("failed") for line in lines)
-    ledgers = list((tmp_path / "run" / "client_ledgers").glob("*.ledger"))
+    ledgers = ledgers_in(tmp_path / "run" / "client_ledgers")
     assert len(ledgers) == sum(map(bool, lost))
 
 

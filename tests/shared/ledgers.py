@@ -7,7 +7,7 @@ from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
 
 from fedveil.privacy.accounting.epsilon import within
 from fedveil.privacy.budget import Adversary, Budget, Release, Unit
-from fedveil.privacy.ledger.hash_chain import SCHEMA
+from fedveil.privacy.ledger.hash_chain import GUARDS
 from fedveil.privacy.ledger.ledger import Ledger, read_entries
 
 BUDGET = Budget(Unit.CLIENT, target_epsilon=1.0, target_delta=1e-5)
@@ -51,5 +51,5 @@ def tamper(path, *statements):
             database.execute(f"DROP TRIGGER no_{event}")
         for statement in statements:
             database.execute(statement)
-        for guard in SCHEMA[1:]:
+        for guard in GUARDS:
             database.execute(guard)

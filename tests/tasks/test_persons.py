@@ -21,6 +21,7 @@ from fedveil.privacy.accounting.gaussian_mixture import group_event
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.ledger.ledger_state import read_events
+from fedveil.privacy.ledger.store import ledgers_in
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.strategies.record_plan import PoissonBatches
 from fedveil.tasks.persons import Owners, limit_per_person
@@ -224,7 +225,7 @@ def test_a_run_that_bounds_persons_promises_per_person(tmp_path):
     assert {row["unit"] for row in rows} == {"person"} and all(row["epsilon"] <= 2.0 for row in rows)
     assert result["records"]["outside"].startswith("a person at m clients is m units")
     assert all(row["groups"] == [] for row in rows)
-    ledger = next(run.folder.glob("client_ledgers/*.ledger"))
+    ledger = ledgers_in(run.folder / "client_ledgers")[0]
     charged = [
         json.loads(entry.payload)["events"]["model"]
         for entry in read_entries(ledger)
@@ -301,7 +302,7 @@ def test_a_person_at_two_clients_is_one_unit_of_a_sum_of_both():
 def test_loss_of_a_person_at_two_clients_is_that_of_both_ledgers(tmp_path):
     run = simulated(tmp_path, name="record", per_person=2, clients_per_person=2, target_epsilon=2.0)
     found = result_of(run)["records"]
-    ledgers = sorted(run.folder.glob("client_ledgers/*.ledger"))
+    ledgers = ledgers_in(run.folder / "client_ledgers")
     events = [event for path in ledgers for event in read_events(path, fv.Adversary.MODEL)]
     assert found["person"] >= epsilon(events, found["delta"], interval=GATE_INTERVAL) > max(found["epsilon"])
     assert found["outside"].startswith("nobody: at most 2 clients")

@@ -1,0 +1,225 @@
+"""Store of many ledgers in one SQLite file: those of a simulation's clients, of which each round charges a cohort.
+
+A ledger in a store has the path that a file of its own would have, and is a hash chain of its own. A second chain runs
+through the entries of all ledgers in the order in which they were written: each link is the SHA-256 of the link before
+and the entry's hash. Its head, stored in a checkpoint, shows that no entry of any ledger is missing. Several processes
+may write to a store at once.
+"""
+
+import contextlib
+import hashlib
+import os
+import threading
+from collections.abc import Generator, Iterable, Iterator
+from pathlib import Path
+from typing import Self
+
+from ...base.refusal import Refusal
+from .hash_chain import (
+    GUARDS,
+    START,
+    Chain,
+    Draft,
+    Entry,
+    EntryChain,
+    EntryFile,
+    Head,
+    chained,
+    linked,
+    refusing_ledger,
+    regular,
+)
+
+FILE = "ledgers.sqlite"  # in the folder of the ledgers
+SUFFIX = ".ledger"
+TABLE = """
+CREATE TABLE entries (
+    row INTEGER PRIMARY KEY, ledger TEXT NOT NULL, seq INTEGER NOT NULL, kind TEXT NOT NULL, key TEXT NOT NULL,
+    payload TEXT NOT NULL, hash BLOB NOT NULL, link BLOB NOT NULL, UNIQUE (ledger, seq)
+) STRICT""".strip()
+
+
+class Store(EntryFile):
+    """Store of the ledgers of one folder.
+
+    A child that is forked from the process that opened it must open it anew, and must keep this object: closing it there
+    would end what SQLite does for the parent.
+    """
+
+    schema = (TABLE, *GUARDS)
+
+    def __init__(self, path: Path, mode: str) -> None:
+        super().__init__(path, mode)
+        self._process, self._is_open = os.getpid(), True
+        self._threads = threading.RLock()  # held by a thread of this process in its transaction
+
+    @classmethod
+    def for_writing(cls, folder: Path) -> Self:
+        """Open the store of a folder, or create it; what it holds survives the end of the process, not a power cut.
+
+        Raises:
+          Refusal: not a store, damaged, or cannot be written.
+        """
+        return cls.create_or_open(folder / FILE, lambda store: None, durable=False)
+
+    @classmethod
+    def in_memory(cls, path: Path) -> Self:
+        """Return an empty store, which is not on disk."""
+        store = cls(path, "mode=memory")
+        for statement in cls.schema:
+            store._db.execute(statement)
+        return store
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this process has the store open."""
+        return self._is_open and self._process == os.getpid()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Generator[None]:
+        with self._threads, super().transaction():
+            yield
+
+    def chain(self, path: Path, first: Draft) -> "StoredChain":
+        """Return the chain of the ledger with this path, which begins with the entry `first` if it is new."""
+        with refusing_ledger(self.path, "is not a store or is damaged"):
+            if not self.holds(path.stem):
+                with self.transaction():
+                    if not self.holds(path.stem):  # no other process has begun it meanwhile
+                        self.append(path.stem, [first], START)
+        return StoredChain(self, path)
+
+    def append(self, ledger: str, drafts: Iterable[Draft], before: Head) -> None:
+        """Write drafts as the entries of a ledger that follow a head; within a `transaction`."""
+        last = self.head()
+        number, link = last.seq, bytes.fromhex(last.hash)
+        for draft in drafts:
+            entry = linked(draft, before)
+            digest = bytes.fromhex(entry.hash)
+            number, link, before = number + 1, _link(link, digest), entry.head
+            row = (number, ledger, entry.seq, entry.kind, entry.key, entry.payload, digest, link)
+            self._db.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+
+    def after(self, ledger: str, head: Head) -> Iterator[tuple[object, ...]]:
+        """Yield a ledger's entries after a head as rows, which are not checked; see `chained`."""
+        query = "SELECT seq, kind, key, payload, hash FROM entries WHERE ledger = ? AND seq > ? ORDER BY seq"
+        before = head.hash
+        for *fields, digest in self._db.execute(query, (ledger, head.seq)):
+            yield *fields, before, (before := digest.hex())
+
+    def hash_at(self, ledger: str, seq: int) -> str:
+        """Return the hash of an entry of a ledger; empty if there is none."""
+        query = "SELECT hash FROM entries WHERE ledger = ? AND seq = ?"
+        with refusing_ledger(self.path, "cannot be read as a store"):
+            return "".join(digest.hex() for (digest,) in self._db.execute(query, (ledger, seq)))
+
+    def holds(self, ledger: str) -> bool:
+        """Return whether the store has a ledger with this name."""
+        return self.hash_at(ledger, 1) != ""
+
+    def names(self) -> list[str]:
+        """Return the names of all ledgers, without their suffix, in order."""
+        with refusing_ledger(self.path, "cannot be read as a store"):
+            return [
+                name for (name,) in self._db.execute("SELECT DISTINCT ledger FROM entries ORDER BY ledger")
+            ]
+
+    def heads(self) -> dict[str, Head]:
+        """Return the head of each ledger by its file's name; no hash is checked, which `StoredChain.after` does."""
+        query = "SELECT ledger, max(seq), hash FROM entries GROUP BY ledger ORDER BY ledger"
+        with refusing_ledger(self.path, "cannot be read as a store"):
+            return {
+                f"{name}{SUFFIX}": Head(seq, digest.hex()) for name, seq, digest in self._db.execute(query)
+            }
+
+    def head(self) -> Head:
+        """Return number and link of the last entry of all; no link is checked, which `require` does."""
+        with refusing_ledger(self.path, "cannot be read as a store"):
+            for number, link in self._db.execute("SELECT row, link FROM entries ORDER BY row DESC LIMIT 1"):
+                return Head(number, link.hex())
+        return START
+
+    def require(self, head: Head) -> None:
+        """Refuse a store that lacks a known head, or an entry before it."""
+        number, link = 0, bytes.fromhex(START.hash)
+        with refusing_ledger(self.path, "cannot be read as a store"):
+            query = "SELECT hash FROM entries WHERE row <= ? ORDER BY row"
+            for (digest,) in self._db.execute(query, (head.seq,)):
+                number, link = number + 1, _link(link, digest)
+        if head != (number, link.hex()):
+            remedy = f"does not hold the known entry {head.seq}: cut short, rolled back or another store"
+            raise Refusal("ledger", str(self.path), f"{remedy}; restore a true copy")
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        self._is_open = False
+        super().close()
+
+
+class StoredChain:
+    """Entries of one ledger in a store, which are checked as they are read; methods as of `EntryChain`."""
+
+    def __init__(self, store: Store, path: Path) -> None:
+        self.path = path
+        self._store = store
+
+    def transaction(self) -> contextlib.AbstractContextManager[None]:
+        return self._store.transaction()
+
+    def append(self, drafts: Iterable[Draft], before: Head) -> None:
+        self._store.append(self.path.stem, drafts, before)
+
+    def after(self, head: Head) -> Iterator[Entry]:
+        with refusing_ledger(self.path, f"cannot be read after entry {head.seq}"):
+            self.require(head)
+            yield from chained(self._store.after(self.path.stem, head), head, str(self.path))
+
+    def require(self, head: Head) -> None:
+        if head != START and self._store.hash_at(self.path.stem, head.seq) != head.hash:
+            remedy = f"does not hold the known entry {head.seq}: cut short, rolled back or another ledger"
+            raise Refusal("ledger", str(self.path), f"{remedy}; restore a true copy")
+
+
+def _link(before: bytes, digest: bytes) -> bytes:
+    """Return the link of an entry with this hash that follows another link."""
+    return hashlib.sha256(before + digest).digest()
+
+
+@contextlib.contextmanager
+def store_in(folder: Path) -> Generator[Store]:
+    """Open the store of a folder for reading; an empty one in memory if the folder has none."""
+    path = folder / FILE
+    opened = Store.for_reading(path) if regular(path) else Store.in_memory(path)
+    with contextlib.closing(opened) as store:
+        yield store
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Generator[EntryChain]:
+    """Open a ledger for reading: a file of its own, or one in the store of its folder.
+
+    Raises:
+      Refusal: there is none, or it is not a ledger.
+    """
+    if not path.exists():
+        with store_in(path.parent) as store:
+            if store.holds(path.stem):
+                yield StoredChain(store, path)
+                return
+    with contextlib.closing(Chain.for_reading(path)) as chain:
+        yield chain
+
+
+def ledger_exists(path: Path) -> bool:
+    """Return whether there is a ledger at a path: a file of its own, or one in the store of its folder."""
+    if path.exists():
+        return True
+    with store_in(path.parent) as store:
+        return store.holds(path.stem)
+
+
+def ledgers_in(folder: Path) -> list[Path]:
+    """Return the paths of all ledgers in a folder, in order: files of their own, and those of its store."""
+    with store_in(folder) as store:
+        names = store.names()
+    return sorted({*folder.glob(f"*{SUFFIX}"), *(folder / f"{name}{SUFFIX}" for name in names)})
