@@ -91,7 +91,7 @@ def make_client_app(
 
     @app.train(mods=[*extra_mods, protected])
     def on_train(message: Message, context: Context) -> Message:
-        return _answer(message, _number(context), bench_of(context))
+        return answer(message, _number(context), bench_of(context))
 
     assert on_train is not None
     return app
@@ -102,7 +102,7 @@ def _number(context: Context) -> int:
     return int(str(context.node_config["partition-id"]))
 
 
-def _answer(message: Message, client: int, bench: Workbench) -> Message:
+def answer(message: Message, client: int, bench: Workbench) -> Message:
     """Return a client's answer to an instruction of any kind, as the table of this module says."""
     settings = bench.settings
     if client in settings.canary_clients:
@@ -110,13 +110,13 @@ def _answer(message: Message, client: int, bench: Workbench) -> Message:
     encryption = settings.encryption
     has_noise = encryption is not None and encryption.minimum_noise_multiplier > 0
 
-    def answer() -> Message:
+    def computed() -> Message:
         if wire.is_query(message.content):
             return extension("query", "answer", "question", client)(message, client, bench)
         return train_round(message, client, bench, settings)
 
     try:
-        return or_unchanged(message, answer, must_hide=has_noise)
+        return or_unchanged(message, computed, must_hide=has_noise)
     except Mixing:
         logger.exception("this client trains no more")
         return _error(message, wire.MIXES, "the task mixes examples")

@@ -200,15 +200,20 @@ class Workbench:
             self._fingerprints[client] = fingerprint(data)
         return self._fingerprints[client]
 
-    def open_ledger(self, client: int, settings: ClientSettings, record: RecordPrivacy) -> Ledger:
-        """Return the ledger of a client's records, open for writing; its folder is created if missing.
+    def open_ledger(self, name: str, settings: ClientSettings, record: RecordPrivacy) -> Ledger:
+        """Return the ledger with the name that `ledger_name` gave it, open for writing; its folder is created if missing.
 
-        A simulated client's is in the store of its folder, unless an earlier release of fedveil gave it a file of its own.
+        A simulated client's is in the store of its folder, unless it has a file of its own from an earlier release of fedveil,
+        or is to have one.
+
+        Args:
+          name: of the ledger.
+          settings: of the client.
+          record: folder, budget and origin of the ledger.
         """
-        name, budget = self.ledger_name(client, settings, record), record.terms.budget
-        simulated = self.task.simulated and settings.device is None
+        budget, simulated = record.terms.budget, self.task.simulated and settings.device is None
         path = record.ledger_path(name)
-        if simulated and not path.exists():
+        if simulated and not record.own_files and not path.exists():
             ledger = self._stored_ledger(path, budget, name)
         else:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ class RecordPrivacy:
       ledgers: name of each client's ledger, in the clients' order; () if the names are fingerprints of the data.
       noise_by_ledger: pairs (ledger name, noise_multiplier) for ledgers with entries before the run.
       clients_per_person: largest number of clients in a simulation that train on one person; None sets no limit.
+      own_files: whether each simulated client's ledger is a file of its own, since several machines write to the folder.
       origin: of the run, for the ledgers, as JSON with the purpose.
     """
 
@@ -36,6 +37,7 @@ class RecordPrivacy:
     ledgers: tuple[str, ...] = ()
     noise_by_ledger: tuple[tuple[str, float], ...] = ()
     clients_per_person: int | None = None
+    own_files: Annotated[bool, RARE] = False
     origin: Annotated[str, RARE] = "{}"
 
     def numbers(self, client: int, clients: int) -> tuple[int, Sequence[int]]:

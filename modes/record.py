@@ -160,6 +160,7 @@ class RecordMode(Mode):
             canaries=self.extra_records,
             ledgers=population.ledger_names,
             clients_per_person=dp_sgd.clients_per_person,
+            own_files=bool(self.parts.settings.engine.address),
         )
 
     def _noise_of_sizes(

@@ -112,7 +112,8 @@ def _answer_inquiry(message: Message, client: int, bench: Workbench, inquiry: In
         kind=QUESTION,
     )
     try:
-        with bench.open_ledger(client, settings, settings.record) as ledger:
+        name = bench.ledger_name(client, settings, settings.record)
+        with bench.open_ledger(name, settings, settings.record) as ledger:
             ledger.purpose = inquiry.why or None
             ledger.reserve_new(release)
             reply = answer_inquiry(message, inquiry, table, stream)

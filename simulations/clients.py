@@ -113,6 +113,11 @@ class Clients:
 
         if self._trains_plainly and can_vectorise(probe):
             return partial(sum_cohort, bench)
+        if self.settings.record and self.at_once and not self.faults.any:
+            from ..client.dp_sgd import stacked
+
+            if stacked.can_stack(probe):
+                return partial(stacked.sum_cohort, bench)
         if self.settings.step is not None and self.at_once and not self.faults.any:
             from ..client.dp_sgd.rounds import sum_of_union, union_of
 

@@ -23,12 +23,13 @@ from ...base.refusal import Refusal
 from ...messages import wire
 from ...messages.client_settings import ClientSettings, training_settings
 from ...messages.local_training import LocalTraining
-from ...messages.record_settings import StepTerms
+from ...messages.record_settings import RecordPrivacy, StepTerms
 from ...privacy.budget import Release, check_delta
 from ...privacy.mechanisms.compression import Sketch
 from ...privacy.mechanisms.private_sum import CohortSum, on_grid
 from ...privacy.mechanisms.randomness import Randomness, Stream
 from ...privacy.mechanisms.sum_spec import SumSpec
+from ...privacy.plan import Plan
 from ...strategies.record_plan import PoissonBatches, record_plan
 from ...tasks.batch_memory import AUTO
 from ...tasks.data import Batches, Data, Union
@@ -169,6 +170,59 @@ def _clipped_sums(
         return {name: each.detach().cpu().double().numpy() for name, each in sums.items()}
 
 
+@dataclass(frozen=True)
+class LedgerRound:
+    """Round of a client on the ledger of its own records, about to be charged.
+
+    Attributes:
+      record: record-level privacy of the client.
+      ledger: name of the client's ledger.
+      plan: of the round's steps.
+      batches: stream of the batches.
+      noise: stream of the noise.
+      release: that is charged for all steps.
+    """
+
+    record: RecordPrivacy
+    ledger: str
+    plan: Plan
+    batches: Stream
+    noise: Stream
+    release: Release
+
+
+def ledger_round(
+    content: RecordDict, client: int, bench: Workbench, settings: ClientSettings, records: int
+) -> LedgerRound:
+    """Return the round of a client.
+
+    Args:
+      content: the instruction.
+      client: number of the client.
+      bench: names the ledger of the client's records.
+      settings: of the client, with record-level privacy.
+      records: number of its records, at least 1.
+
+    Raises:
+      Refusal: delta is too large for the data.
+    """
+    record, (run, number) = settings.record, wire.read_round(content)
+    assert record is not None
+    terms, randomness = record.terms, Randomness(settings.seed)
+    check_delta("privacy", terms.target_delta, records, "records", record.allow_large_delta)
+    name = bench.ledger_name(client, settings, record)
+    plan = record_plan(record.of_ledger(name), records + record.canaries, settings)
+    batches = randomness.stream("batches", number, client)
+    noise = randomness.stream("dp-sgd noise", number, client)
+    # The release has the client's number because clients with equal data share a ledger, and each is charged. It has the
+    # attempt's number because another attempt at a round draws fresh noise; seeded noise repeats, at no further cost.
+    attempt = wire.read_attempt(content) if settings.seed is None else 0
+    mechanism = f"{MECHANISM} {client}" + (f" attempt {attempt}" if attempt else "")
+    events = dict.fromkeys(plan.adversaries, plan.event())
+    release = Release(terms.budget.unit, run, number, mechanism, events, randomness.kind)
+    return LedgerRound(record, name, plan, batches, noise, release)
+
+
 def train_on_ledger(
     content: RecordDict,
     client: int,
@@ -185,32 +239,22 @@ def train_on_ledger(
       BudgetExhausted: the ledger does not allow the round.
       Refusal: the ledger cannot be used, or delta is too large for the data.
     """
-    record, (run, number) = settings.record, wire.read_round(content)
-    assert record is not None
-    terms, randomness = record.terms, Randomness(settings.seed)
-    check_delta("privacy", terms.target_delta, len(data), "records", record.allow_large_delta)
-    name = bench.ledger_name(client, settings, record)
-    plan = record_plan(record.of_ledger(name), len(data) + record.canaries, settings)
+    charge = ledger_round(content, client, bench, settings, len(data))
+    record, plan, release = charge.record, charge.plan, charge.release
     if record.canaries:
-        begin, path = extra_records().begin_round, record.ledger_path(name)
+        begin, path = extra_records().begin_round, record.ledger_path(charge.ledger)
+        randomness = Randomness(settings.seed)
         private_round = begin(bench.model, bench.task, data, plan, record.canaries, randomness, path)
     else:
         private_round = OwnRound(bench.model, bench.task, data)
-    engine = engine_of(terms.gradients, private_round.model, private_round.examples)
-    batches = randomness.stream("batches", number, client)
-    noise = randomness.stream("dp-sgd noise", number, client)
-    steps = PrivateSteps(plan, batches, noise, private_round.after_step, settings.examples_at_once)
-    # The release has the client's number because clients with equal data share a ledger, and each is charged. It has the
-    # attempt's number because another attempt at a round draws fresh noise; seeded noise repeats, at no further cost.
-    attempt = wire.read_attempt(content) if settings.seed is None else 0
-    mechanism = f"{MECHANISM} {client}" + (f" attempt {attempt}" if attempt else "")
-    events = dict.fromkeys(plan.adversaries, plan.event())
-    release = Release(terms.budget.unit, run, number, mechanism, events, randomness.kind)
-    with bench.open_ledger(client, settings, record) as ledger:
+    engine = engine_of(record.terms.gradients, private_round.model, private_round.examples)
+    after, limit = private_round.after_step, settings.examples_at_once
+    steps = PrivateSteps(plan, charge.batches, charge.noise, after, limit)
+    with bench.open_ledger(charge.ledger, settings, record) as ledger:
         ledger.reserve_new(release)
         model, loss, examples = private_round.model, private_round.loss, private_round.examples
         train_privately(model, loss, examples, training, steps, engine)
-        private_round.keep(number)
+        private_round.keep(release.round)
         ledger.commit(release.key)
 
 

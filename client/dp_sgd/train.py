@@ -68,13 +68,18 @@ def lattice_of(noise_multiplier: float, max_grad_norm: float, coordinates: int) 
     that sensitivity: sigma = noise_multiplier * (max_grad_norm / step + sqrt(coordinates)), solved for the step.
 
     Args:
-      noise_multiplier: of the event that accounts for the noise, above 0.
+      noise_multiplier: of the event that accounts for the noise, at least 0.
       max_grad_norm: largest norm of one record's part in the sum.
       coordinates: number of coordinates of the sum.
+
+    Returns:
+      The pair, (0, 1.0) without noise.
 
     Raises:
       Refusal: the noise for the rounding takes half of the finest lattice's steps.
     """
+    if not noise_multiplier:
+        return 0, 1.0
     rounding = noise_multiplier * math.sqrt(coordinates)
     if not rounding <= MAX_SIGMA / 2:
         remedy = f"no lattice has room for this noise on {coordinates} coordinates; use less"
@@ -110,7 +115,7 @@ class StreamNoiseOptimizer(DPOptimizer):
         parts = self.flat.split([p.numel() for p in self.params])
         self.views = [part.view(p.shape) for part, p in zip(parts, self.params, strict=True)]
         noise, norm = self.noise_multiplier, self.max_grad_norm
-        self.sigma, self.step_size = lattice_of(noise, norm, len(self.flat)) if noise else (0, 1.0)
+        self.sigma, self.step_size = lattice_of(noise, norm, len(self.flat))
 
     def pre_step(self, closure: Callable[[], float] | None = None) -> bool:
         """Turn the clipped sums on the parameters into means with discrete Gaussian noise, on a lattice; see `lattice_of`.

@@ -13,7 +13,7 @@ steps leaves the stack. With any other loss only clients with equally many examp
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from ...tasks.arrays import sent_state
 from ...tasks.data import Examples, drawn_data_of, in_tensors, joined, mapped
 from ...tasks.hardware import moved
 from ...tasks.optimizers import ELEMENTWISE, own_optimizer
-from ...tasks.protocol import StackedTask, own_training
+from ...tasks.protocol import StackedTask, Task, own_training
 from ..extra import extra_clients
 from ..workbench import Workbench
 from .batches import stacked_batches
@@ -60,13 +60,39 @@ Losses = Callable[[dict[str, Tensor], Tensor, Tensor, "Tensor | None"], Tensor]
 Layers = list[tuple[str, nn.Module]]  # each with the prefix of its parameters' names
 
 
+class Product(NamedTuple):
+    """Call of a linear layer.
+
+    Attributes:
+      name: prefix of its parameters' names.
+      biased: whether it has a bias.
+      inputs, outputs: of shape (clients, features, n).
+    """
+
+    name: str
+    biased: bool
+    inputs: Tensor
+    outputs: Tensor
+
+
 def can_vectorise(bench: Workbench) -> bool:
     """Return whether cohorts can be trained at once: without own ledgers, on a small model, all trained, that vmap can run."""
+    return bench.settings.record is None and is_small(bench) and _steps_stack(bench) and _traces(bench)
+
+
+def is_small(bench: Workbench) -> bool:
+    """Return whether the model has few parameters, all trained and sent, and no buffers."""
     parameters = list(bench.model.parameters())
     few = sum(p.numel() for p in parameters) <= MAX_PARAMETERS
     all_train = len(parameters) == len(bench.model.state_dict()) == len(sent_state(bench.model))
-    plain = all_train and next(bench.model.buffers(), None) is None
-    return bench.settings.record is None and few and plain and _steps_stack(bench) and _traces(bench)
+    return few and all_train and next(bench.model.buffers(), None) is None
+
+
+def stacked_layers(bench: Workbench) -> Layers:
+    """Return the layers of a small perceptron whose losses can be stacked, as `perceptron` does; none for any other bench."""
+    if not (is_small(bench) and _traces(bench)):
+        return []
+    return perceptron(bench.model, _stackable(bench, 0).inputs.dim() == 2)
 
 
 def _steps_stack(bench: Workbench) -> bool:
@@ -86,7 +112,7 @@ def _traces(bench: Workbench) -> bool:
         inputs, targets = (
             moved(each[:1].unsqueeze(0), bench.device) for each in (examples.inputs, examples.targets)
         )
-        _gradients(_losses(bench, inputs.dim() == 3), _stacked(start, 1), inputs, targets, None)
+        _gradients(_losses(bench, inputs.dim() == 3), stacked(start, 1), inputs, targets, None)
     except Exception:  # noqa: BLE001 (on any error of the task's code, clients are trained one by one)
         return False
     return True
@@ -119,7 +145,7 @@ def sum_cohort(
                 return
             logger.exception("round failed at this client")
             return cohort_sum.drop("failed")
-        _add_rows(cohort_sum, update, scalars, spec, sketch)
+        add_rows(cohort_sum, update, scalars, spec, sketch)
 
     canaries = bench.settings.canary_clients
     real = [client for client in clients if client not in canaries]
@@ -151,7 +177,7 @@ def _add_canaries(
     for first in range(0, len(clients), MAX_STACK):
         update = extra_clients().canary_updates(canaries, clients[first : first + MAX_STACK], size)
         metrics = {name: np.full(len(update), value) for name, value in canaries.metrics.items()}
-        _add_rows(cohort_sum, update, metrics, spec, sketch)
+        add_rows(cohort_sum, update, metrics, spec, sketch)
 
 
 def _loaded(bench: Workbench, clients: Sequence[int], apart: list[int]) -> Group:
@@ -199,7 +225,7 @@ def _add_blanks(count: int, spec: SumSpec, cohort_sum: CohortSum) -> None:
     if spec.clipping_norm is None:
         return cohort_sum.drop(wire.DROP_REASONS[wire.NO_EXAMPLES], count)
     update = np.zeros((count, cohort_sum.total.size - spec.segment_size), np.float32)
-    _add_rows(cohort_sum, update, {s.name: np.zeros((count, *s.shape)) for s in spec.segments}, spec, None)
+    add_rows(cohort_sum, update, {s.name: np.zeros((count, *s.shape)) for s in spec.segments}, spec, None)
 
 
 def _stackable(bench: Workbench, client: int) -> Examples:
@@ -219,7 +245,7 @@ def _train_group(
     batches = stacked_batches(
         records, training.batch_size, training.local_epochs, clients=[client for client, _ in group], key=key
     )
-    losses_of, trained = _losses(bench, inputs.dim() == 2), list(_stacked(start, len(group)).values())
+    losses_of, trained = _losses(bench, inputs.dim() == 2), list(stacked(start, len(group)).values())
     origins = [value.unsqueeze(0) for value in start.values()]
     steps = steps_of(bench.task, trained, origins, training)
     losses, num_steps = torch.zeros(len(group), device=bench.device), np.zeros(len(group))
@@ -257,36 +283,45 @@ def _shares(counts: NDArray[np.intp], device: torch.device) -> Tensor | None:
     return moved(torch.from_numpy(shares.astype(np.float32)), device)
 
 
-def _stacked(start: Mapping[str, Tensor], clients: int) -> dict[str, Tensor]:
+def stacked(start: Mapping[str, Tensor], clients: int) -> dict[str, Tensor]:
     """Return a copy of the parameters for each client, shape (clients, ...)."""
     return {name: value.unsqueeze(0).repeat(clients, *([1] * value.dim())) for name, value in start.items()}
 
 
 def _losses(bench: Workbench, flat: bool) -> Losses:
-    """Return the function that computes each client's loss with the task's model; `flat` as of `_perceptron`."""
-    model, layers = bench.model, _perceptron(bench.model, flat)
-    loss_of = bench.task.losses if isinstance(bench.task, StackedTask) else vmap(bench.task.loss)
+    """Return the function that computes each client's loss with the task's model; `flat` as of `perceptron`."""
+    model, layers = bench.model, perceptron(bench.model, flat)
+    loss_of = _loss_of(bench.task)
 
     def outputs_of(weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
         return functional_call(model, weights, (inputs,))
 
     def losses(weights: dict[str, Tensor], inputs: Tensor, targets: Tensor, shares: Tensor | None) -> Tensor:
         with bench.precision():
-            outputs = _forward(layers, weights, inputs) if layers else vmap(outputs_of)(weights, inputs)
+            outputs = forward(layers, weights, inputs)[0] if layers else vmap(outputs_of)(weights, inputs)
             if shares is None:
                 return loss_of(outputs, targets)
-            of_examples = loss_of(mapped(_as_batch_of_one, outputs), _as_batch_of_one(targets))
-            return (of_examples.unflatten(0, shares.shape) * shares).sum(1)
+            return (example_losses(bench.task, outputs, targets).unflatten(0, shares.shape) * shares).sum(1)
 
     return losses
 
 
-def _as_batch_of_one(examples: Tensor) -> Tensor:
+def _loss_of(task: Task) -> Callable[[Any, Tensor], Tensor]:
+    """Return the function that gives the loss of each client's batch, shape (clients,)."""
+    return task.losses if isinstance(task, StackedTask) else vmap(task.loss)
+
+
+def example_losses(task: Task, outputs: Any, targets: Tensor) -> Tensor:
+    """Return the loss of each example alone, shape (clients * n,), from outputs and targets of shape (clients, n, ...)."""
+    return _loss_of(task)(mapped(_as_batches_of_one, outputs), _as_batches_of_one(targets))
+
+
+def _as_batches_of_one(examples: Tensor) -> Tensor:
     """Return each example as a client's only one, shape (clients * n, 1, ...), from shape (clients, n, ...)."""
     return examples.flatten(0, 1).unsqueeze(1)
 
 
-def _perceptron(model: nn.Module, flat: bool) -> Layers:
+def perceptron(model: nn.Module, flat: bool) -> Layers:
     """Return the layers of a perceptron, none for another model; unless examples are flat, the first layer flattens them."""
     layers = [("", model)]
     if type(model) is nn.Sequential:
@@ -306,16 +341,24 @@ def _is_plain(layer: nn.Module) -> bool:
     return type(layer) in (nn.Linear, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU)
 
 
-def _forward(layers: Layers, weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
-    """Return the outputs of all clients' perceptrons, shape (clients, n, ...): vmap without its cost at every layer."""
+def forward(layers: Layers, weights: Mapping[str, Tensor], inputs: Tensor) -> tuple[Tensor, list[Product]]:
+    """Return the outputs of all clients' perceptrons, shape (clients, n, ...), and the layers' products.
+
+    This is vmap without its cost at every layer. The graph of constant weights begins at the first product.
+    """
     values = inputs.flatten(2).transpose(1, 2)  # examples last: gradients then have the layout of the weights
+    products: list[Product] = []
     for name, layer in layers:
         if isinstance(layer, nn.Linear):
             weight, bias = weights[f"{name}weight"], weights.get(f"{name}bias")
-            values = weight @ values if bias is None else torch.baddbmm(bias.unsqueeze(2), weight, values)
+            before = values
+            values = weight @ before if bias is None else torch.baddbmm(bias.unsqueeze(2), weight, before)
+            if not values.requires_grad:
+                values.requires_grad_()
+            products.append(Product(name, bias is not None, before, values))
         elif not isinstance(layer, nn.Flatten):
             values = layer(values)
-    return values.transpose(1, 2)
+    return values.transpose(1, 2), products
 
 
 def _gradients(
@@ -327,7 +370,7 @@ def _gradients(
     return torch.autograd.grad(losses.sum(), list(weights.values()), materialize_grads=True), losses.detach()
 
 
-def _add_rows(
+def add_rows(
     cohort_sum: CohortSum,
     update: NDArray[np.floating],
     scalars: dict[str, NDArray[np.float64]],

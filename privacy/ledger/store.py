@@ -3,7 +3,7 @@
 A ledger in a store has the path that a file of its own would have, and is a hash chain of its own. A second chain runs
 through the entries of all ledgers in the order in which they were written: each link is the SHA-256 of the link before
 and the entry's hash. Its head, stored in a checkpoint, shows that no entry of any ledger is missing. Several processes
-may write to a store at once.
+of one machine may write to a store at once; SQLite's write-ahead log cannot be shared by several machines.
 """
 
 import contextlib
@@ -90,7 +90,13 @@ class Store(EntryFile):
         return StoredChain(self, path)
 
     def append(self, ledger: str, drafts: Iterable[Draft], before: Head) -> None:
-        """Write drafts as the entries of a ledger that follow a head; within a `transaction`."""
+        """Write entries of a ledger; within a `transaction`.
+
+        Args:
+          ledger: name of the ledger.
+          drafts: the entries.
+          before: head that they follow.
+        """
         last = self.head()
         number, link = last.seq, bytes.fromhex(last.hash)
         for draft in drafts:

@@ -98,6 +98,7 @@ MEMORY = "of what a strategy remembers, which is released in any case"
 ITSELF = "a fault of the audit, which the suite holds to its level and its power, and not of a run"
 GRID = "by parts of a grid unit, which is far below the noise"
 CHECKED = "of the check before a release; the noise itself is sized without it"
+STACKS = "an audit's canary records train in rounds of their own, outside the stack"
 SHORTER = "its own ledger charges the noise that it takes, and it sits out sooner"
 GATED = "each round is noised and counted as claimed, and all of them have one noise"
 EVALUATED = "what clients measure of a model is in no training round, and canaries evaluate nothing"
@@ -463,6 +464,12 @@ BEYOND: dict[str, str] = {
     "an entry that leaves a store takes its link along": "a ledger's matter: each sum has the noise that was planned",
     "a forked process writes through its parent's store": "a ledger's matter: each sum has the noise that was planned",
     "entries of a store are written outside its transaction": "a ledger's matter: each sum has the noise that was planned",
+    "clients of a stack train before their ledgers are charged": STACKS,
+    "an example of a stack is not clipped": STACKS,
+    "padding of a stack is an example": STACKS,
+    "a stack adds no noise": STACKS,
+    "clients of a stack share noise": STACKS,
+    "a canary client of an audit trains in a stack": "canaries that also train look the same, and only the sum is false",
     "records of the first client alone are measured": "what a layer does to other data; no noise is missing",
     "clients of one process are not held apart": "one client's part in another's update is within its clip",
     "a task keeps one optimizer for all clients": "one client's part in another's update is within its clip",

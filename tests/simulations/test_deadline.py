@@ -44,7 +44,7 @@ def test_imports_of_a_training_precede_the_first_clock(tmp_path: Path) -> None:
         "true, before, after = in_process.limited_to, [], []\n"
         "def noted(seconds):\n    before.append(set(sys.modules))\n    return true(seconds)\n"
         "in_process.limited_to = noted\n"
-        "asked = ['task=digits', 'task.num_clients=4', 'privacy=record', 'cohort=all', 'num_rounds=1', 'engine.workers=1']\n"
+        "asked = ['task=digits', 'task.num_clients=4', 'privacy=record', 'privacy.gradients=book_keeping', 'cohort=all', 'num_rounds=1', 'engine.workers=1']\n"
         "simulate(settings_from_overrides(asked), __import__('pathlib').Path('run'), quiet=True)\n"
         "print(sorted({each for each in before[-1] - before[0] if each.startswith(('fedveil', 'opacus', 'torch'))}))\n"
     )
