@@ -29,7 +29,15 @@ from ..messages.grids import AskingGrid
 from ..privacy.mechanisms.private_sum import CohortSum
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..simulations.clients import Clients
-from ..simulations.in_process import FIRST_NODE, GRACE_SECONDS, CohortOrder, InProcessGrid, assign_nodes
+from ..simulations.in_process import (
+    FIRST_NODE,
+    GRACE_SECONDS,
+    CohortOrder,
+    InProcessGrid,
+    Stacks,
+    assign_nodes,
+    order_for,
+)
 from .settings import Ray
 
 DIED = "worker died"  # reason under which a lost actor's clients are counted as dropped
@@ -101,9 +109,9 @@ class Trainer:
         """The actor's clients; made in its first call, whose failure has a reason, and not with the actor."""
         return self._clients.grid()
 
-    def ready(self) -> int:
-        """Return, once this actor has started, how many clients it should train at once; 0 for one at a time."""
-        return self._grid.together
+    def ready(self) -> tuple[Stacks | None]:
+        """Return, once this actor has started, how a cohort is divided into stacks; None within for one client at a time."""
+        return (self._grid.stacks,)
 
     def add(self, nodes: Sequence[int], sum_start: SumStart | None, last: bool) -> Added:
         """Add the replies of these nodes to this actor's sum.
@@ -138,13 +146,13 @@ class RayGrid(AskingGrid):
     """
 
     # Actors have numbers from 0. `_starting` has the number of each that has not answered yet, by its pending call; `_homes`
-    # has the actor that keeps a node's state; `_together` is the number of clients that an actor trains at once, or 0.
+    # has the actor that keeps a node's state; `_stacks` is how a cohort is divided into stacks, if it is.
 
     clients: Clients
     actors: int
     _actors: dict[int, Any] = field(default_factory=dict[int, Any])
     _starting: dict[Any, int] = field(default_factory=dict[Any, int])
-    _together: int = 0
+    _stacks: Stacks | None = None
     _homes: dict[int, int] = field(default_factory=dict[int, int])
 
     def __post_init__(self) -> None:
@@ -172,8 +180,9 @@ class RayGrid(AskingGrid):
 
     def sum_replies(self, order: Message, nodes: Sequence[int], spec: SumSpec, size: int) -> CohortSum:
         """Deliver one instruction to every node and return the sum of the replies; clients of lost actors are dropped."""
-        sum_start = _travelling((CohortOrder(order.content, order.metadata.message_type, (), spec), size))
-        shares, total = _Shares(nodes, self._homes, self.actors, self._together), CohortSum(np.zeros(size))
+        whole, total = order_for(order, nodes, spec, self._stacks), CohortSum(np.zeros(size))
+        shares = _Shares(nodes, self._homes, self.actors, whole.stack)
+        sum_start = _travelling((replace(whole, nodes=()), size))
         # Shares remain only if every actor of the last pass died; those that have started since take over.
         while shares.remaining and (here := self._live_actors()):
             self._train(here, sum_start, shares, total)
@@ -186,13 +195,13 @@ class RayGrid(AskingGrid):
 
         calls: dict[Any, int] = {}  # pending, with the actor's number
         fetched = set[int]()  # actors whose last call returns their sum
-        ahead = 1 if self._together else AHEAD
+        ahead = 1 if shares.stack else AHEAD
 
         def give(index: int) -> None:
             """Send an actor its next share or, if none is left, fetch its sum."""
             is_first, actor = not shares.shares[index], self._actors[index]
             if share := shares.next(index):
-                is_last = self._together > 0 or not shares.remaining  # then this call returns the sum
+                is_last = shares.stack > 0 or not shares.remaining  # then this call returns the sum
                 calls[actor.add.remote(share, sum_start if is_first else None, is_last)] = index
             elif is_last := not is_first and index not in fetched:
                 calls[actor.fetch.remote()] = index
@@ -275,10 +284,10 @@ class RayGrid(AskingGrid):
             ready, _ = ray.wait(list(self._starting), num_returns=max(1, missing), timeout=seconds)
             for call in ready:
                 index = self._starting.pop(call)
-                if (together := _result(call)) is None:
+                if (stacks := _result(call)) is None:
                     self._replace(index)
                 else:
-                    self._together = together
+                    (self._stacks,) = stacks
         return sorted({*range(self.actors)} - {*self._starting.values()})
 
     def _start(self, number: int) -> None:
@@ -306,23 +315,21 @@ class _Shares:
       nodes: of the cohort.
       homes: actors of the nodes that keep state, to which alone these go.
       actors: number of actors.
-      together: number of clients that an actor should train at once; then shares are even, and of no fewer clients. 0 for
-        one after the other.
+      stack: number of clients that are trained at once; then shares are even, and of whole stacks. 0 for one after the other.
 
     Attributes:
       shares: by actor, the nodes whose replies its present sum has or will have.
       longest: size of the largest share so far.
     """
 
-    def __init__(
-        self, nodes: Sequence[int], homes: Mapping[int, int], actors: int, together: int = 0
-    ) -> None:
+    def __init__(self, nodes: Sequence[int], homes: Mapping[int, int], actors: int, stack: int = 0) -> None:
         self.shares: list[list[int]] = [[] for _ in range(actors)]
-        self.longest = 0
+        self.longest, self.stack = 0, stack
         self._by_home = [[node for node in nodes if homes.get(node) == index] for index in range(actors)]
         self._rest = [node for node in nodes if node not in homes]
-        parts = max(1, min(actors, len(self._rest) // together)) if together else actors * 4 / 3
-        self._first = math.ceil(len(self._rest) / parts)
+        self._first = math.ceil(len(self._rest) / (actors * 4 / 3))
+        if stack:
+            self._first = stack * math.ceil(len(self._rest) / stack / actors)
 
     @property
     def remaining(self) -> int:

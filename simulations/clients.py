@@ -17,12 +17,13 @@ from ..messages.client_settings import ClientSettings
 from ..privacy.mechanisms.randomness import Randomness
 from ..tasks.hardware import units
 from ..tasks.protocol import Task
-from .in_process import CohortFunction, InProcessGrid
+from .in_process import CohortFunction, InProcessGrid, Stacks
 
 if TYPE_CHECKING:
     from ..client.secure_update import NodeMemory
 
 PARAMETERS_PER_WORKER = 400_000  # of all its clients' models; a process for fewer costs more than it saves
+FEWEST_STACKED = 48  # clients of a stack, below which Python dominates a step
 
 
 def fault_mods(faults: FaultSettings, randomness: Randomness, deadline: float) -> tuple[Mod, ...]:
@@ -69,19 +70,25 @@ class Clients:
         client, text, bench = self.settings, self.settings.to_json(), Workbench(self.settings, task)
         # On the processor, whatever the device: a process that has touched a GPU cannot be forked for its workers.
         probe = bench if client.accelerator == "cpu" else Workbench(replace(client, accelerator="cpu"), task)
-        fewest_clients, cohort_function = 0, self._cohort_function(bench, probe)
+        stacks, cohort_function = None, self._cohort_function(bench, probe)
         if cohort_function is not None:
             parameters = sum(each.numel() for each in probe.model.parameters())
-            fewest_clients = math.ceil(PARAMETERS_PER_WORKER / max(1, parameters))
+            fewest = math.ceil(PARAMETERS_PER_WORKER / max(1, parameters))
+            stacks = Stacks(fewest, self.count)  # of records in one step, however many
+            if self._trains_plainly:
+                from ..client.training.cohort_training import MAX_STACK
+
+                stacks = Stacks(max(FEWEST_STACKED, fewest), MAX_STACK)
         mods = fault_mods(self.faults, self.randomness, self.deadline)
         return InProcessGrid(
             client_app=make_client_app(lambda _: text, mods, bench, self._memory),
             num_clients=self.count,
             run_config={SETTINGS_KEY: text},
-            workers=workers or self.workers(fewest_clients),
+            workers=workers or self.workers(stacks),
             deadline=self.deadline,
             cohort_function=cohort_function,
-            together=fewest_clients,
+            stacks=stacks,
+            forks_first=client.accelerator != "cpu",
             in_place=partial(begin, bench) if self._trains_plainly else None,
             release=bench.close,
             counter=None
@@ -124,6 +131,9 @@ class Clients:
             return partial(sum_of_union, bench, union_of(bench))
         return None
 
-    def workers(self, fewest_clients: int) -> int:
-        """Return the number of processes that train a cohort: one per core or GPU, if each has enough clients."""
-        return max(1, min(units(self.settings.accelerator), self.invited // max(1, fewest_clients)))
+    def workers(self, stacks: Stacks | None) -> int:
+        """Return the number of processes that train a cohort: one per core or GPU, if each has a stack or a client."""
+        shares = self.invited
+        if stacks:
+            shares = math.ceil(shares / stacks.size(shares))
+        return max(1, min(units(self.settings.accelerator), shares))

@@ -9,6 +9,7 @@ client.
 from __future__ import annotations
 
 import logging
+import math
 import mmap
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("fedveil.client")  # what a simulated client logs stands in the run's folder
 
 FIRST_NODE = 2  # node 1 is Flower's server
+PARTS = 4  # stacks into which a cohort is divided for the sake of other processes
 GRACE_SECONDS = 30.0  # beyond its clients' deadlines, before a worker that hangs in C code is killed
 
 Values = dict[str, float | NDArray[np.floating]]  # one client's answer to a question, by the sum's segment
@@ -56,7 +59,8 @@ class InProcessGrid(AskingGrid):
       workers: processes, at least 1; with 1 the clients run in this very process.
       deadline: seconds that one client may take.
       cohort_function: trains many clients at once; None if the model or the training forbids it.
-      together: fewest clients for which that function is worth another process, as Ray's engine asks; 0 without it.
+      stacks: how a cohort is divided for that function; None where it may be called with any clients.
+      forks_first: whether this process trains nobody if it has workers, since a process that used a GPU cannot be forked.
       in_place: trains one client after the other without messages; None where only the app itself can train.
       release: closes what this process's clients have open, when the grid is closed.
       counter: returns the function of a client's values for a question; None, or None from it: the app is asked.
@@ -68,7 +72,8 @@ class InProcessGrid(AskingGrid):
     workers: int = 1
     deadline: float = 60.0
     cohort_function: CohortFunction | None = None
-    together: int = 0
+    stacks: Stacks | None = None
+    forks_first: bool = False
     in_place: Callable[[RecordDict], InPlaceRound] | None = None
     release: Callable[[], None] = lambda: None
     counter: Callable[[RecordDict], Callable[[int], Values] | None] | None = None
@@ -110,8 +115,9 @@ class InProcessGrid(AskingGrid):
         Returns:
           The sum, shape (size,), and the counts of replies and of those that are missing.
         """
-        orders = CohortOrder(order.content, order.metadata.message_type, nodes, spec)
-        if self.workers == 1 or len(nodes) == 1:
+        orders = order_for(order, nodes, spec, self.stacks)
+        indivisible = len(nodes) <= orders.stack and not self.forks_first
+        if self.workers == 1 or indivisible:
             return self.add(orders, CohortSum(np.zeros(size)))
         return self._sum_in_workers(orders, size)
 
@@ -129,7 +135,12 @@ class InProcessGrid(AskingGrid):
             return self._sum_values(values_of_client, order, cohort_sum)
         if self.cohort_function is not None:
             clients = [node - FIRST_NODE for node in order.nodes]
-            cohort_sum.merge(self.cohort_function(order.content, clients, order.spec, cohort_sum.total.size))
+            stack = order.stack or max(1, len(clients))
+            for first in range(0, len(clients), stack):
+                together = clients[first : first + stack]
+                cohort_sum.merge(
+                    self.cohort_function(order.content, together, order.spec, cohort_sum.total.size)
+                )
             return cohort_sum
         if self.in_place is not None:
             self._sum_in_place(self.in_place(order.content), order, cohort_sum)
@@ -206,9 +217,13 @@ class InProcessGrid(AskingGrid):
         """Return the sum of the replies to an order, each worker's share of which lies in shared memory."""
         if self._pool and self._pool[0].size != size:
             self.close()
-        total = CohortSum(np.zeros(size))
+        total, nodes = CohortSum(np.zeros(size)), order.nodes
+        shares = assign_nodes(nodes, self._homes, self.workers)
+        if order.stack:
+            stacks = [nodes[first : first + order.stack] for first in range(0, len(nodes), order.stack)]
+            shares = [list(chain(*stacks[index :: self.workers])) for index in range(self.workers)]
         for worker, share, outcome in self._in_workers(
-            order.nodes, lambda nodes: replace(order, nodes=nodes), size
+            shares, lambda share: replace(order, nodes=share), size
         ):
             if outcome is None:
                 total.drop("worker died", len(share))
@@ -219,27 +234,23 @@ class InProcessGrid(AskingGrid):
     def _exchange_in_workers(self, messages: list[Message]) -> Iterator[Message]:
         """Answer each node in the worker that keeps its state; at most one message per node."""
         waiting = {message.metadata.dst_node_id: message for message in messages}
-        for _, share, outcome in self._in_workers(
-            list(waiting), lambda nodes: [waiting[node] for node in nodes], 0
-        ):
+        shares = assign_nodes(list(waiting), self._homes, self.workers)
+        for _, share, outcome in self._in_workers(shares, lambda share: [waiting[node] for node in share], 0):
             if outcome is None:
                 yield from (Message(Error(1, "worker died"), reply_to=waiting[node]) for node in share)
             else:
                 yield from outcome[0]
 
     def _in_workers(
-        self, nodes: Sequence[int], order_to: Callable[[list[int]], CohortOrder | list[Message]], size: int
+        self, shares: list[list[int]], order_to: Callable[[list[int]], CohortOrder | list[Message]], size: int
     ) -> Iterator[tuple[_Worker, list[int], list[Any] | None]]:
-        """Yield each worker with its share of the nodes and its answer; None if it died or timed out, and was replaced.
-
-        A node that keeps state goes to the worker that holds it.
-        """
+        """Yield each worker that has a share with it and its answer; None if it died or timed out, and was replaced."""
         if not self._pool:
             self._pool = [self._start(size, number) for number in range(self.workers)]
-        shares = assign_nodes(nodes, self._homes, len(self._pool))
-        for worker, share in zip(self._pool, shares, strict=True):
+        due = [(*each, index) for index, each in enumerate(zip(self._pool, shares, strict=True)) if each[1]]
+        for worker, share, _ in due:
             worker.give(order_to(share))
-        for index, (worker, share) in enumerate(zip(list(self._pool), shares, strict=True)):
+        for worker, share, index in due:
             answer = worker.receive(self.deadline * len(share) + GRACE_SECONDS)
             if answer is None:
                 worker.end()
@@ -295,6 +306,29 @@ class InProcessGrid(AskingGrid):
 
 
 @dataclass(frozen=True)
+class Stacks:
+    """Rule by which a cohort is divided into stacks of clients that are trained at once.
+
+    A model's bits depend on its clients' stacks, so that these follow from the cohort alone, and whole stacks go to
+    workers: a run is the same with any number of them.
+
+    Attributes:
+      fewest: clients of a stack, if the cohort is divided only for the sake of another process.
+      most: clients of a stack.
+    """
+
+    fewest: int
+    most: int
+
+    def size(self, clients: int) -> int:
+        """Return the number of clients in each stack of a cohort, at least 1; the last stack has the rest."""
+        stacks = 1
+        while clients > self.most * stacks or (stacks < PARTS and clients >= 2 * self.fewest * stacks):
+            stacks *= 2
+        return max(1, math.ceil(clients / stacks))
+
+
+@dataclass(frozen=True)
 class CohortOrder:
     """One instruction and its nodes.
 
@@ -303,12 +337,29 @@ class CohortOrder:
       message_type: such as "train".
       nodes: nodes of the clients that follow it.
       spec: format of the sum and of its vectors.
+      stack: number of the nodes in turn that are trained at once, where they are.
     """
 
     content: RecordDict
     message_type: str
     nodes: Sequence[int]
     spec: SumSpec
+    stack: int = 0
+
+
+def order_for(message: Message, nodes: Sequence[int], spec: SumSpec, stacks: Stacks | None) -> CohortOrder:
+    """Return the order that delivers a message to these nodes, in stacks where they train in stacks.
+
+    Args:
+      message: instruction, or question, for which nobody trains.
+      nodes: of the cohort.
+      spec: format of the sum.
+      stacks: how a cohort is divided; None if clients train one by one.
+    """
+    stack = 0
+    if stacks and not is_query(message.content):
+        stack = stacks.size(len(nodes))
+    return CohortOrder(message.content, message.metadata.message_type, nodes, spec, stack)
 
 
 @dataclass(frozen=True)

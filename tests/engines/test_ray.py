@@ -37,7 +37,7 @@ from fedveil.privacy.audit.canary_clients import coins_of
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.server.secure_sum import SecureSums
-from fedveil.simulations.in_process import InProcessGrid
+from fedveil.simulations.in_process import InProcessGrid, Stacks
 
 pytestmark = [
     pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install 'fedveil[ray]'"),
@@ -142,8 +142,10 @@ def test_stacked_clients_on_ray_give_their_sum_with_their_only_share(monkeypatch
 
     def of_few(self: RayGrid) -> None:
         made(self)
-        assert self._together > 20  # of so small a model one actor would train them all
-        self._together = 1
+        assert (
+            self._stacks and self._stacks.size(20) == 20
+        )  # of so small a model one actor would train them all
+        self._stacks = Stacks(1, 5)
 
     def noted(self: RayGrid, added: Any, index: int, shares: _Shares, total: CohortSum) -> bool:
         taken.append([list(given) for given in shares.shares])
@@ -162,6 +164,21 @@ def test_stacked_clients_on_ray_give_their_sum_with_their_only_share(monkeypatch
     given, expected = (load_file(run.folder / "model.safetensors") for run in (ray, here))
     for name in expected:
         np.testing.assert_allclose(given[name], expected[name], atol=1e-4)
+
+
+def test_several_stacks_on_ray_train_the_same_bits(tmp_path: Path) -> None:
+    job = [
+        "task=digits",
+        "task.num_clients=140",
+        "cohort.rate=0.96",
+        "privacy=none",
+        "num_rounds=2",
+        "seed=1",
+    ]
+    for name, engine in (("here", ()), ("ray", TWO)):
+        run_quietly([*job, *engine], tmp_path / name)
+    here, ray = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("here", "ray"))
+    assert ray == here
 
 
 @pytest.mark.campaign
@@ -288,9 +305,9 @@ def test_shares_are_dealt_until_none_is_left_and_state_stays_at_home() -> None:
 
 
 def test_stacked_clients_are_dealt_in_even_shares_of_which_each_pays() -> None:
-    shares = _Shares(range(7), {}, 3, together=2)
+    shares = _Shares(range(7), {}, 3, stack=1)
     assert [len(shares.next(index)) for index in (0, 1, 2, 0)] == [3, 3, 1, 0]
-    few = _Shares(range(7), {}, 3, together=3)
+    few = _Shares(range(7), {}, 3, stack=4)
     assert [len(few.next(index)) for index in (0, 1, 2)] == [4, 3, 0]
 
 

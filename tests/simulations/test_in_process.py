@@ -18,7 +18,7 @@ from fedveil.messages.wire import instruct, memory_arrays, view
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.run.build import build
 from fedveil.simulations import engines
-from fedveil.simulations.in_process import FIRST_NODE, InProcessGrid
+from fedveil.simulations.in_process import FIRST_NODE, InProcessGrid, Stacks
 
 SPEC = SumSpec(100.0)
 SIZE = 4
@@ -140,25 +140,33 @@ def test_a_clients_state_stays_with_it(workers: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "together", "wanted"),
+    ("said", "stacks", "wanted"),
     [
-        ("cohort=fixed cohort.size=3", 0, 3),
-        ("cohort=fixed cohort.size=9", 0, 6),
-        ("cohort.rate=0.01", 0, 1),
-        ("cohort=fixed cohort.size=9", 10, 1),
-        ("cohort=fixed cohort.size=9", 3, 3),
-        ("cohort=fixed cohort.size=9 engine.workers=2", 10, 2),
+        ("cohort=fixed cohort.size=3", None, 3),
+        ("cohort=fixed cohort.size=9", None, 6),
+        ("cohort.rate=0.01", None, 1),
+        ("cohort=fixed cohort.size=9", Stacks(10, 20), 1),
+        ("cohort=fixed cohort.size=9", Stacks(4, 20), 2),
+        ("cohort=fixed cohort.size=9", Stacks(10, 2), 5),
+        ("cohort=fixed cohort.size=9 engine.workers=2", Stacks(10, 20), 2),
     ],
 )
 def test_number_of_workers_is_the_fastest(
-    said: str, together: int, wanted: int, monkeypatch: pytest.MonkeyPatch
+    said: str, stacks: Stacks | None, wanted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedveil.simulations.clients.units", lambda device: 6)
     overrides = ["task=digits", "task.num_clients=10", "engine.workers=null", *said.split()]
     federation = build(settings_from_overrides(overrides))
     told = ClientSettings("digits", LocalTraining())
     clients = engines.clients_of(federation, told, 10, at_once=True)
-    assert (federation.settings.engine.workers or clients.workers(together)) == wanted
+    assert (federation.settings.engine.workers or clients.workers(stacks)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("clients", "size"), [(0, 1), (1, 1), (95, 95), (96, 48), (128, 64), (129, 65), (300, 75), (1000, 125)]
+)
+def test_stacks_follow_from_the_cohort_alone(clients: int, size: int) -> None:
+    assert Stacks(48, 128).size(clients) == size
 
 
 def test_training_process_reuses_its_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
