@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flwr.app import Error, Message
 
+from ..base.notice import warn
 from ..base.refusal import Refusal
 from ..messages.flower_adapter import claim_identity
 from ..messages.grids import AskingGrid
@@ -43,6 +44,7 @@ from .settings import Ray
 DIED = "worker died"  # reason under which a lost actor's clients are counted as dropped
 AHEAD = 2  # shares that are on the way to an actor, so that none waits for a message
 INLINE_BYTES = 80_000  # of arrays: Ray carries arguments of up to 100 KiB in the call, in a fifth of the time
+START_ATTEMPTS = 3  # on this machine: Ray gives its node 30 seconds, in which a busy machine may not start it
 START_SECONDS = 120.0  # for an actor to find a free CPU and to import PyTorch
 
 SumStart = tuple[CohortOrder, int]  # an instruction without nodes, and the number of coordinates of its sum
@@ -381,8 +383,13 @@ def _start_ray(settings: Ray) -> None:
         return
     options: dict[str, Any] = {"include_dashboard": False, "logging_level": "ERROR", "log_to_driver": False}
     cpus = None if settings.address else math.ceil(settings.num_cpus or len(os.sched_getaffinity(0)))
-    try:
-        ray.init(address=settings.address or "local", num_cpus=cpus, **options)
-    except Exception as error:  # Ray's are of many kinds
-        remedy = f"Ray did not start: {error}; use resume= once it can, or engine=inprocess"
-        raise Refusal("engine", settings.address or "ray", remedy) from error
+    for further in (0,) if settings.address else range(START_ATTEMPTS)[::-1]:
+        try:
+            ray.init(address=settings.address or "local", num_cpus=cpus, **options)
+            return
+        except Exception as error:  # Ray's are of many kinds
+            remedy = f"Ray did not start: {error}; use resume= once it can, or engine=inprocess"
+            if not further:
+                raise Refusal("engine", settings.address or "ray", remedy) from error
+            warn(f"engine=ray: Ray did not start in time, as on a busy machine; trying again: {error}")
+            ray.shutdown()  # of what has started

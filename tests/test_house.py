@@ -88,7 +88,7 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 102_023,  # with docstrings, comments and blank lines
+    "lines of the package": 102_030,  # with docstrings, comments and blank lines
     "lines of the core": 61_542,
     "files that know many features": 0,
     "tests of None": 1_464,

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,11 +68,7 @@ def ray_starts_once() -> Iterator[None]:
     """Keep Ray running between the tests: as many CPUs as the first asks for would be there, so two are."""
     import ray
 
-    with suppress(Exception):  # it gives itself 30 seconds, in which a busy machine may not start it
-        _start_ray(Ray(num_cpus=2.0))
-    if not ray.is_initialized():
-        ray.shutdown()
-        _start_ray(Ray(num_cpus=2.0))
+    _start_ray(Ray(num_cpus=2.0))
     with pytest.MonkeyPatch.context() as patch:
         shutdown = ray.shutdown
         patch.setattr(ray, "shutdown", lambda: None)
@@ -421,6 +417,27 @@ def test_a_ray_that_does_not_start_is_a_sentence(monkeypatch: pytest.MonkeyPatch
         Refusal, match=r"engine='10\.0\.0\.1:1': Ray did not start: The current node timed out"
     ):
         _start_ray(Ray(address="10.0.0.1:1"))
+
+
+@pytest.mark.parametrize(("late_starts", "starts"), [(2, True), (3, False)])
+def test_ray_that_starts_late_is_tried_again(
+    late_starts: int, starts: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import ray
+
+    attempts: list[object] = []
+
+    def init(**options: object) -> None:
+        attempts.append(options)
+        if len(attempts) <= late_starts:
+            raise RuntimeError("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with nullcontext() if starts else pytest.raises(Refusal, match="Ray did not start"):
+        _start_ray(SETTINGS)
+    assert len(attempts) == 3
+    assert capsys.readouterr().err.count("trying again: The current node timed out during startup.") == 2
 
 
 def test_more_actors_than_cpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
