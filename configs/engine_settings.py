@@ -15,6 +15,11 @@ def _decimal(value: object) -> object:
     return value
 
 
+def _none_if_auto(value: object) -> object:
+    """Return None for auto, and any other value unchanged."""
+    return None if value == "auto" else value
+
+
 _EXAMPLES = "must be auto, or a whole number of at least 1"
 AtOnce = Annotated[str, BeforeValidator(_decimal), remedy(_EXAMPLES, pattern=r"^(auto|[1-9][0-9]{0,8})$")]
 
@@ -47,8 +52,8 @@ class InProcess(Group):
     """Engine on this machine: clients run in this process or, with more workers, in as many processes."""
 
     name: Literal["inprocess"] = "inprocess"
-    workers: Annotated[int, Field(ge=1, le=1024)] | None = 1
-    """Processes; null: one for each core or GPU, if each has enough work."""
+    workers: Annotated[Annotated[int, Field(ge=1, le=1024)] | None, BeforeValidator(_none_if_auto)] = 1
+    """Processes; null or auto: one for each GPU or idle core, if each has enough work."""
     device: Annotated[
         str,
         remedy(

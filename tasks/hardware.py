@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import re
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -55,13 +55,18 @@ def check_made_here(model: nn.Module) -> None:
 
 
 def units(name: str) -> int:
-    """Return how many processes can train at once on a device of this name: GPUs or else cores; no GPU is initialised."""
+    """Return how many processes can train at once on a device of this name: GPUs or else idle cores; no GPU is initialised."""
     if name == "mps" or ":" in name:
         return 1
     gpus = torch.cuda.device_count() if name in ("auto", "cuda") else 0
-    if gpus or not hasattr(os, "sched_getaffinity"):  # which macOS lacks
-        return gpus or os.cpu_count() or 1
-    return len(os.sched_getaffinity(0))
+    if gpus:
+        return gpus
+    cores = os.cpu_count() or 1
+    with suppress(AttributeError):  # of systems that lack one of them
+        cores = len(os.sched_getaffinity(0))
+    with suppress(AttributeError, OSError):
+        cores = max(1, round(cores - os.getloadavg()[0]))
+    return cores
 
 
 def device_of(name: str) -> torch.device:

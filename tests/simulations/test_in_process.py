@@ -19,6 +19,7 @@ from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.run.build import build
 from fedveil.simulations import engines
 from fedveil.simulations.in_process import FIRST_NODE, InProcessGrid, Stacks
+from fedveil.tasks.hardware import units
 
 SPEC = SumSpec(100.0)
 SIZE = 4
@@ -155,11 +156,18 @@ def test_number_of_workers_is_the_fastest(
     said: str, stacks: Stacks | None, wanted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedveil.simulations.clients.units", lambda device: 6)
-    overrides = ["task=digits", "task.num_clients=10", "engine.workers=null", *said.split()]
+    overrides = ["task=digits", "task.num_clients=10", "engine.workers=auto", *said.split()]
     federation = build(settings_from_overrides(overrides))
     told = ClientSettings("digits", LocalTraining())
     clients = engines.clients_of(federation, told, 10, at_once=True)
     assert (federation.settings.engine.workers or clients.workers(stacks)) == wanted
+
+
+@pytest.mark.parametrize(("load", "cores"), [(0.2, 4), (1.6, 2), (3.9, 1), (50.0, 1)])
+def test_busy_cores_get_no_worker(load: float, cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(4)))
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    assert units("cpu") == cores
 
 
 @pytest.mark.parametrize(
