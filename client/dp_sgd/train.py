@@ -12,18 +12,16 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from opacus.grad_sample import GradSampleHooks
-from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleHooksFastGradientClipping
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
@@ -34,25 +32,21 @@ from ...privacy.mechanisms.randomness import Stream
 from ...privacy.plan import Plan
 from ...strategies.record_plan import PoissonBatches
 from ...tasks.arrays import copied_buffers
-from ...tasks.batch_memory import AUTO, BatchParts, outputs_of, trained_at_once
-from ...tasks.data import Batches, Data, laid_out, leaves, mapped, padded, placeholder, run_on
+from ...tasks.batch_memory import AUTO, BatchParts, trained_at_once
+from ...tasks.data import Batches, Data, laid_out, leaves, padded, placeholder, run_on
 from ...tasks.independence import check_step
 from ...tasks.optimizers import follow_epochs, optimizer_of
 from ...tasks.protocol import Objective
 from ..training.sgd import gradients_of, with_fast_kernels
 from . import sketched
-from .book_keeping import ClippedSums, Forward, book_keeping, obstacle, uses
-from .example_gradients import GHOST, norms_of
-from .sketched import SketchedOptimizer
-
-if TYPE_CHECKING:
-    from ...tasks.data import Inputs
+from .book_keeping import ClippedSums, Forward, book_keeping, obstacle
+from .clipped import norms, write_sums
+from .opacus_engines import ghost, ghost_can, hooks, hooks_see
 
 logger = logging.getLogger("fedveil.client")
 
 NOISE_BLOCK = 1 << 18  # numbers drawn at a time, which stay in a core's caches
 STEPS_OF_NOISE = 1 << 20  # of the lattice, in a standard deviation: draws of 32 bits
-DIFFERENCE = 1e-3  # relative difference of gradients that rounding to float32 does not reach
 LOOKED_AT = 128  # steps from one in which independence is measured to the next
 MIN_STEPS = 256  # ratio of sigma to its part for rounding, which then adds 0.4 %; less only at `MAX_SIGMA`
 
@@ -267,7 +261,7 @@ def clipping(
             if others:
                 totals = _with_sums(totals, optimizer)
         if others:
-            _write_sums(optimizer.params, totals)
+            write_sums(optimizer.params, totals)
         if len(first) > 1:  # no step mixes examples that are alone
             look(first)
 
@@ -326,13 +320,13 @@ def _clip(rows: Tensor, parts: BatchParts, clipped_sums: ClippedSums, optimizer:
             for row in rows.split(1):
                 _clip(row, parts, clipped_sums, optimizer)
                 totals = _with_sums(totals, optimizer)
-            _write_sums(parameters, totals)
+            write_sums(parameters, totals)
             return
         if bool(finite.all()):
             return
         rows = rows[finite.cpu()]
     # A step without examples still adds noise: its absence would reveal an empty batch.
-    _write_sums(parameters, _zeros_like(parameters))
+    write_sums(parameters, _zeros_like(parameters))
 
 
 def _zeros_like(parameters: Sequence[Tensor]) -> list[Tensor]:
@@ -347,90 +341,6 @@ def _with_sums(totals: Sequence[Tensor], optimizer: DPOptimizer) -> list[Tensor]
     return sums
 
 
-def _write_sums(parameters: Sequence[Any], sums: Iterable[Tensor]) -> None:
-    for parameter, each in zip(parameters, sums, strict=True):
-        parameter.summed_grad = each
-
-
-@contextmanager
-def hooks(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generator[ClippedSums]:
-    """Yield the function that computes clipped sums by Opacus' hooks, which hold all examples' gradients at once.
-
-    Args:
-      model: to be trained.
-      forward: returns outputs and loss of some rows.
-      optimizer: has the parameters and the clipping norm.
-    """
-    attached = GradSampleHooks(model, batch_first=True, loss_reduction="mean")
-
-    def clipped_sums(rows: Tensor, batch: int) -> Tensor:
-        optimizer.zero_grad(set_to_none=True)
-        _, loss = forward(rows, batch)
-        loss.backward()
-        samples = optimizer.grad_samples
-        _check_batch([len(each) for each in samples], batch)
-        for each in samples:
-            each[len(rows) :] = 0  # gradients of the padding
-        weights = (optimizer.max_grad_norm / (_norms(optimizer, samples) + 1e-6)).clamp(max=1.0)
-        parameters: list[Any] = optimizer.params
-        _write_sums(parameters, (torch.einsum("i,i...", weights.to(each), each) for each in samples))
-        if all(bool(p.summed_grad.sum().isfinite()) for p in parameters):  # so every row's gradient is
-            return torch.ones(len(rows), dtype=torch.bool)
-        finite = [each.unsqueeze(-1).flatten(1).isfinite().all(1) for each in samples]
-        return torch.stack(finite).all(0)[: len(rows)]
-
-    try:
-        yield clipped_sums
-    finally:
-        attached.cleanup()
-
-
-class OwnGhost(GradSampleHooksFastGradientClipping):
-    """Opacus' ghost clipping with fedveil's norms, which are never too small, for the layers in `GHOST`."""
-
-    NORM_SAMPLERS: Mapping[Any, Any] = {**GradSampleHooksFastGradientClipping.NORM_SAMPLERS, **GHOST}
-
-
-@contextmanager
-def ghost(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generator[ClippedSums]:
-    """Yield the function that computes clipped sums by Opacus' ghost clipping (Li et al. 2022, arXiv:2110.05679).
-
-    One backward pass gives the norms, a second one the sum with weighted losses.
-
-    Arguments as of `hooks`; the model gives one tensor, and its layers have Opacus' rules or those of `GHOST`.
-
-    Raises:
-      Refusal: Opacus has no rule for one of the layers.
-    """
-    options: dict[str, Any] = {"max_grad_norm": optimizer.max_grad_norm, "use_ghost_clipping": True}
-    attached = OwnGhost(model, batch_first=True, loss_reduction="mean", **options)
-
-    def clipped_sums(rows: Tensor, batch: int) -> Tensor:
-        attached.enable_hooks()
-        result, loss = forward(rows, batch)
-        (outputs,) = leaves(result)
-        (back,) = torch.autograd.grad(loss, [outputs], retain_graph=True)
-        outputs.backward(back, retain_graph=True)
-        parameters: list[Any] = optimizer.params
-        _check_batch([len(p._norm_sample) for p in parameters], batch)
-        weights = attached.get_clipping_coef()
-        weights[len(rows) :] = 0
-        finite = attached.get_norm_sample().isfinite()[: len(rows)]
-        optimizer.zero_grad(set_to_none=True)
-        attached.disable_hooks()
-        # Each example's loss depends only on its own outputs, so weights on these weight the losses.
-        outputs.backward(back * (weights * batch).view(-1, *[1] * (back.dim() - 1)))
-        _write_sums(parameters, [parameter.grad for parameter in parameters])
-        return finite
-
-    try:
-        yield clipped_sums
-    except NotImplementedError as error:
-        raise Refusal("privacy.gradients", "ghost", f"{error}; use auto or hooks") from None
-    finally:
-        attached.cleanup()
-
-
 @contextmanager
 def one_by_one(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generator[ClippedSums]:
     """Yield the function that computes clipped sums by one pass for each example, for any model; arguments as of `hooks`."""
@@ -442,24 +352,14 @@ def one_by_one(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Ge
         for row in rows.split(1):
             _, loss = forward(row, 1)
             gradients = gradients_of(loss, parameters)
-            norm = float(_norms(optimizer, [each.unsqueeze(0) for each in gradients]))
+            norm = float(norms(optimizer, [each.unsqueeze(0) for each in gradients]))
             if math.isfinite(norm):
                 for total, gradient in zip(sums, gradients, strict=True):
                     total.add_(gradient, alpha=min(1.0, optimizer.max_grad_norm / (norm + 1e-6)))
-        _write_sums(parameters, sums)
+        write_sums(parameters, sums)
         return torch.ones(len(rows), dtype=torch.bool)
 
     yield clipped_sums
-
-
-def _norms(optimizer: DPOptimizer, samples: Sequence[Tensor]) -> Tensor:
-    """Return the norm of each example's gradient or, under compression, of its compressed values, shape (B,), float64.
-
-    `samples` are the examples' gradients of each parameter, shapes (B, ...).
-    """
-    if isinstance(optimizer, SketchedOptimizer):
-        return optimizer.norms(samples)
-    return torch.linalg.vector_norm(torch.stack([norms_of(each) for each in samples]).double(), dim=0)
 
 
 ENGINES: Mapping[str, Callable[[nn.Module, Forward, DPOptimizer], AbstractContextManager[ClippedSums]]] = {
@@ -510,61 +410,21 @@ def chosen_engine(gradients: str, model: nn.Module, data: Batches, compressed: b
         if reason is None:
             return "book_keeping"
     # A client without data trains nothing, and its placeholders have no rows to look at.
-    hooks_work = not len(data) or all(_hooks_see(model, batch) for batch in batches)
+    hooks_work = not len(data) or all(hooks_see(model, batch) for batch in batches)
     other = "hooks" if hooks_work else "one_by_one"
     if gradients == "auto":
         # Hooks would hold an embedding for each example.
         embeds = any(type(m) is nn.Embedding and m.weight.requires_grad for m in model.modules())
-        ghost_fits = hooks_work and embeds and not compressed and _ghost_can(model, batches[0])
+        ghost_fits = hooks_work and embeds and not compressed and ghost_can(model, batches[0])
         return "ghost" if ghost_fits else other
     if reason is None and not hooks_work:
         reason = "Opacus does not see each example, or each use of a weight,"
     if reason is not None:
         raise Refusal("privacy.gradients", gradients, f"{reason} in this model; use auto or {other}")
-    if gradients == "ghost" and not _ghost_can(model, batches[0]):
+    if gradients == "ghost" and not ghost_can(model, batches[0]):
         text = "the model has several outputs or tied weights; use auto"
         raise Refusal("privacy.gradients", gradients, text)
     return gradients
-
-
-def _ghost_can(model: nn.Module, batch: Inputs) -> bool:
-    """Return whether the model gives one tensor, and uses each weight of which ghost clipping computes only norms once."""
-    layers = [m for m in model.modules() if type(m) in GradSampleHooksFastGradientClipping.NORM_SAMPLERS]
-    used = uses(outputs := outputs_of(model, batch))
-    once = all(used[p] == 1 for layer in layers for p in layer.parameters() if p.requires_grad)
-    return once and len(outputs) == 1
-
-
-def _hooks_see(model: nn.Module, batch: Inputs) -> bool:
-    """Return whether Opacus' hooks find the whole gradient of each example: their mean must be autograd's gradient.
-
-    They do not where a weight is also used outside its layer, or a layer's option has no rule. Ghost clipping would then
-    add up whole gradients by the norms of parts. Weights and inputs are moved from zero for the comparison, and the
-    model's are restored after it.
-    """
-    parameters: list[Any] = [p for p in model.parameters() if p.requires_grad]
-    # Whatever Opacus or the model's own code raises, another engine is chosen.
-    with ExitStack() as after, suppress(Exception), torch.random.fork_rng(devices=[]):
-        after.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")  # of hooks that fire, and of layers that are slow under vmap
-        after.callback(model.zero_grad, set_to_none=True)
-        after.callback(GradSampleHooks(model, batch_first=True, loss_reduction="mean").cleanup)
-        torch.default_generator.manual_seed(0)
-        for p in parameters:
-            after.callback(setattr, p, "data", p.data)
-            p.data = p.data + torch.randn(p.shape).to(p) / 100
-        inputs = mapped(lambda each: each + torch.rand(each.shape).to(each), batch)
-        outputs = [each for each in outputs_of(model, inputs) if each.requires_grad]
-        torch.autograd.backward([(each * torch.rand(each.shape).to(each)).mean() for each in outputs])
-        embeddings: list[Any] = [layer for layer in model.modules() if isinstance(layer, nn.Embedding)]
-        for layer in embeddings:
-            if layer.padding_idx is not None and layer.weight.requires_grad:
-                layer.weight.grad_sample[:, layer.padding_idx] = 0  # as autograd's gradient is
-        pairs = [(float(p.grad.norm()), float((p.grad_sample.mean(0) - p.grad).norm())) for p in parameters]
-        lengths, differences = torch.tensor(pairs).T  # of each parameter's gradient
-        complete = all(len(p.grad_sample) == len(leaves(batch)[0]) for p in parameters)
-        return complete and bool((differences <= DIFFERENCE * (lengths + DIFFERENCE * lengths.norm())).all())
-    return False
 
 
 def _lay_out(model: nn.Module, gradients: str) -> torch.memory_format:
@@ -577,10 +437,3 @@ def _lay_out(model: nn.Module, gradients: str) -> torch.memory_format:
         # Opacus' unfold2d assumes contiguous images, and is wrong for outputs of channels-last kernels.
         kernel.data = kernel.data.clone(memory_format=torch.contiguous_format)
     return torch.contiguous_format
-
-
-def _check_batch(sizes: list[int], batch: int) -> None:
-    """Check that each parameter has one gradient for each example of the batch; otherwise a clip bounds something else."""
-    if set(sizes) != {batch}:
-        remedy = "every trainable layer must see the batch of examples as its first dimension"
-        raise Refusal("model", f"{batch} examples became {max(sizes)}", remedy)
