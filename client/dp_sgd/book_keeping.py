@@ -14,12 +14,12 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
-from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from ...tasks.batch_memory import outputs_of
 from ...tasks.data import leaves
 from . import attention, recurrent
+from .clipped import ClippedParameters
 from .example_gradients import RULES, LayerCall, Share, norms_of, plain_embedding
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _share_of(layer: nn.Module, inputs: Sequence[Tensor], gradients: Sequence[Te
 
 
 @contextmanager
-def book_keeping(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generator[ClippedSums]:
+def book_keeping(model: nn.Module, forward: Forward, clipped: ClippedParameters) -> Generator[ClippedSums]:
     """Yield the function that computes clipped sums by book-keeping, on a model without `obstacle`; arguments as of `hooks`."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     with recorded_calls(model) as calls:
@@ -97,13 +97,13 @@ def book_keeping(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> 
                 raise RuntimeError(f"{len(calls)} calls do not use each parameter once")
             backward = torch.autograd.grad(loss, [edge for call in calls for edge in call.edges])
             with torch.no_grad():
-                return _clip(calls, backward, len(rows), batch, optimizer)
+                return _clip(calls, backward, len(rows), batch, clipped)
 
         yield clipped_sums
 
 
 def _clip(
-    calls: Sequence[LayerCall], backward: Sequence[Tensor], rows: int, batch: int, optimizer: DPOptimizer
+    calls: Sequence[LayerCall], backward: Sequence[Tensor], rows: int, batch: int, clipped: ClippedParameters
 ) -> Tensor:
     """Write the clipped sums over the first `rows` of the `batch` examples, as `ClippedSums`; the others are padding.
 
@@ -122,7 +122,7 @@ def _clip(
     norms = torch.linalg.vector_norm(parts.double(), dim=0) * batch  # the loss is a mean
     finite = norms.isfinite()[:rows]
     if bool(finite.all()):
-        factors = (optimizer.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)  # as Opacus clips
+        factors = (clipped.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)  # as Opacus clips
         weights = (factors * batch).to(small.dtype)
         weights[rows:] = 0  # of the padding
         sums = (weights @ small).split([parameter.numel() for parameter in grad_samples])

@@ -1,26 +1,36 @@
-"""Clipped sums on the parameters of a model: norms of examples' gradients, and sums under `summed_grad`."""
+"""Parameters of a model on which an engine leaves clipped sums of examples' gradients, as `summed_grad`."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from opacus.optimizers import DPOptimizer
 from torch import Tensor
 
 from .example_gradients import norms_of
-from .sketched import SketchedOptimizer
 
 
-def norms(optimizer: DPOptimizer, samples: Sequence[Tensor]) -> Tensor:
-    """Return the norm of each example's gradient or, under compression, of its compressed values, shape (B,), float64.
+class ClippedParameters:
+    """Trainable parameters, and the norm to which each example's gradient is clipped.
 
-    `samples` are the examples' gradients of each parameter, shapes (B, ...).
+    Attributes:
+      params: the parameters, in order; engines give them Opacus' attributes, `grad_sample` and `summed_grad`.
+      max_grad_norm: largest L2 norm of an example's gradient.
     """
-    if isinstance(optimizer, SketchedOptimizer):
-        return optimizer.norms(samples)
-    return torch.linalg.vector_norm(torch.stack([norms_of(each) for each in samples]).double(), dim=0)
 
+    def __init__(self, parameters: Iterable[Tensor], max_grad_norm: float) -> None:
+        self.params: list[Any] = list(parameters)
+        self.max_grad_norm = max_grad_norm
 
-def write_sums(parameters: Sequence[Any], sums: Iterable[Tensor]) -> None:
-    for parameter, each in zip(parameters, sums, strict=True):
-        parameter.summed_grad = each
+    def norms(self, samples: Sequence[Tensor]) -> Tensor:
+        """Return the norm of each example's gradient, shape (B,), float64, given those of each parameter, shapes (B, ...)."""
+        return torch.linalg.vector_norm(torch.stack([norms_of(each) for each in samples]).double(), dim=0)
+
+    def write(self, sums: Iterable[Tensor]) -> None:
+        """Leave a sum for each parameter, in their order."""
+        for parameter, each in zip(self.params, sums, strict=True):
+            parameter.summed_grad = each
+
+    def clear(self) -> None:
+        """Forget gradients, those of examples, and sums."""
+        for parameter in self.params:
+            parameter.grad = parameter.grad_sample = parameter.summed_grad = None

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from opacus.grad_sample import GradSampleHooks
 from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleHooksFastGradientClipping
-from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from ...base.refusal import Refusal
 from ...tasks.batch_memory import outputs_of
 from ...tasks.data import leaves, mapped
 from .book_keeping import ClippedSums, Forward, uses
-from .clipped import norms, write_sums
+from .clipped import ClippedParameters
 from .example_gradients import GHOST
 
 if TYPE_CHECKING:
@@ -27,28 +26,27 @@ DIFFERENCE = 1e-3  # relative difference of gradients that rounding to float32 d
 
 
 @contextmanager
-def hooks(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generator[ClippedSums]:
+def hooks(model: nn.Module, forward: Forward, clipped: ClippedParameters) -> Generator[ClippedSums]:
     """Yield the function that computes clipped sums by Opacus' hooks, which hold all examples' gradients at once.
 
     Args:
       model: to be trained.
       forward: returns outputs and loss of some rows.
-      optimizer: has the parameters and the clipping norm.
+      clipped: has the parameters and the clipping norm.
     """
     attached = GradSampleHooks(model, batch_first=True, loss_reduction="mean")
 
     def clipped_sums(rows: Tensor, batch: int) -> Tensor:
-        optimizer.zero_grad(set_to_none=True)
+        clipped.clear()
         _, loss = forward(rows, batch)
         loss.backward()
-        samples = optimizer.grad_samples
+        samples = [_sample_of(parameter) for parameter in clipped.params]
         _check_batch([len(each) for each in samples], batch)
         for each in samples:
             each[len(rows) :] = 0  # gradients of the padding
-        weights = (optimizer.max_grad_norm / (norms(optimizer, samples) + 1e-6)).clamp(max=1.0)
-        parameters: list[Any] = optimizer.params
-        write_sums(parameters, (torch.einsum("i,i...", weights.to(each), each) for each in samples))
-        if all(bool(p.summed_grad.sum().isfinite()) for p in parameters):  # so every row's gradient is
+        weights = (clipped.max_grad_norm / (clipped.norms(samples) + 1e-6)).clamp(max=1.0)
+        clipped.write(torch.einsum("i,i...", weights.to(each), each) for each in samples)
+        if all(bool(p.summed_grad.sum().isfinite()) for p in clipped.params):  # so every row's gradient is
             return torch.ones(len(rows), dtype=torch.bool)
         finite = [each.unsqueeze(-1).flatten(1).isfinite().all(1) for each in samples]
         return torch.stack(finite).all(0)[: len(rows)]
@@ -59,6 +57,14 @@ def hooks(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generat
         attached.cleanup()
 
 
+def _sample_of(parameter: Any) -> Tensor:
+    """Return the examples' gradients that the hooks left on a parameter, of all calls of its layer."""
+    sample = parameter.grad_sample
+    if not isinstance(sample, Tensor | list):
+        raise TypeError("the step does not use a parameter, or its layer has no rule")
+    return sample if isinstance(sample, Tensor) else torch.cat(sample, dim=0)
+
+
 class OwnGhost(GradSampleHooksFastGradientClipping):
     """Opacus' ghost clipping with fedveil's norms, which are never too small, for the layers in `GHOST`."""
 
@@ -66,7 +72,7 @@ class OwnGhost(GradSampleHooksFastGradientClipping):
 
 
 @contextmanager
-def ghost(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generator[ClippedSums]:
+def ghost(model: nn.Module, forward: Forward, clipped: ClippedParameters) -> Generator[ClippedSums]:
     """Yield the function that computes clipped sums by Opacus' ghost clipping (Li et al. 2022, arXiv:2110.05679).
 
     One backward pass gives the norms, a second one the sum with weighted losses.
@@ -76,7 +82,7 @@ def ghost(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generat
     Raises:
       Refusal: Opacus has no rule for one of the layers.
     """
-    options: dict[str, Any] = {"max_grad_norm": optimizer.max_grad_norm, "use_ghost_clipping": True}
+    options: dict[str, Any] = {"max_grad_norm": clipped.max_grad_norm, "use_ghost_clipping": True}
     attached = OwnGhost(model, batch_first=True, loss_reduction="mean", **options)
 
     def clipped_sums(rows: Tensor, batch: int) -> Tensor:
@@ -85,16 +91,15 @@ def ghost(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generat
         (outputs,) = leaves(result)
         (back,) = torch.autograd.grad(loss, [outputs], retain_graph=True)
         outputs.backward(back, retain_graph=True)
-        parameters: list[Any] = optimizer.params
-        _check_batch([len(p._norm_sample) for p in parameters], batch)
+        _check_batch([len(p._norm_sample) for p in clipped.params], batch)
         weights = attached.get_clipping_coef()
         weights[len(rows) :] = 0
         finite = attached.get_norm_sample().isfinite()[: len(rows)]
-        optimizer.zero_grad(set_to_none=True)
+        clipped.clear()
         attached.disable_hooks()
         # Each example's loss depends only on its own outputs, so weights on these weight the losses.
         outputs.backward(back * (weights * batch).view(-1, *[1] * (back.dim() - 1)))
-        write_sums(parameters, [parameter.grad for parameter in parameters])
+        clipped.write([parameter.grad for parameter in clipped.params])
         return finite
 
     try:

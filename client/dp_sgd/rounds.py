@@ -9,15 +9,14 @@ client's own share of the noise, which is too little.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 from flwr.app import Message, RecordDict
 from numpy.typing import NDArray
-from opacus.optimizers import DPOptimizer
-from torch import nn
+from torch import Tensor, nn
 
 from ...base.refusal import Refusal
 from ...messages import wire
@@ -39,8 +38,9 @@ from ..extra import BLOCK, MODEL_PREFIX, OwnRound, extra_records
 from ..private_update import compressed, record_sum_reply
 from ..training.sgd import key_of_round, seed_layers
 from ..workbench import Workbench
-from .sketched import SketchedOptimizer, offsets_of
-from .train import PrivateSteps, clipping, engine_of, plain_sgd, train_privately
+from .clipped import ClippedParameters
+from .sketched import SketchedParameters, offsets_of
+from .train import PrivateSteps, clipping, engine_of, train_privately
 
 MECHANISM = "dp_sgd"  # of releases on a ledger
 
@@ -138,16 +138,14 @@ def step_of(
     return {name: update[observed[name]].reshape(shape) for name, shape in layout.items()}
 
 
-def _optimizer_of(
-    model: nn.Module, names: Sequence[str], clip: GradientClip, layout: wire.Layout
-) -> DPOptimizer:
-    """Return Opacus' optimiser that clips the gradients of the parameters with these names, and adds no noise."""
-    norm = clip.max_grad_norm
-    options: Any = {"noise_multiplier": 0.0, "max_grad_norm": norm, "expected_batch_size": 1}
+def _parameters_of(
+    parameters: Mapping[str, Tensor], clip: GradientClip, layout: wire.Layout
+) -> ClippedParameters:
+    """Return these parameters, by name, with the norm and the compression of a clip."""
     if clip.sketch is None:
-        return DPOptimizer(plain_sgd(model), **options)
-    offsets = offsets_of(names, layout, clip.sketch)
-    return SketchedOptimizer(plain_sgd(model), offsets, clip.sketch, **options)
+        return ClippedParameters(parameters.values(), clip.max_grad_norm)
+    offsets = offsets_of(list(parameters), layout, clip.sketch)
+    return SketchedParameters(parameters.values(), clip.max_grad_norm, offsets, clip.sketch)
 
 
 def _clipped_sums(
@@ -163,8 +161,8 @@ def _clipped_sums(
     if not len(rows):
         return {name: np.zeros(tuple(p.shape)) for name, p in parameters.items()}
     engine = engine_of(clip.gradients, model, data, compressed=clip.sketch is not None)
-    optimizer = _optimizer_of(model, list(parameters), clip, layout)
-    with clipping(model, task, data, optimizer, engine, clip.examples_at_once) as write_sums:
+    clipped = _parameters_of(parameters, clip, layout)
+    with clipping(model, task, data, clipped, engine, clip.examples_at_once) as write_sums:
         write_sums(rows)
         sums: dict[str, Any] = {name: cast(Any, each).summed_grad for name, each in parameters.items()}
         return {name: each.detach().cpu().double().numpy() for name, each in sums.items()}

@@ -8,17 +8,16 @@ c_i g_i is also bounded by `LOUDEST` norms of whole gradients. P is public, and 
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from opacus.optimizers import DPOptimizer
 from torch import Tensor
 
 from ...messages.wire import Layout
 from ...privacy.mechanisms.compression import Sketch
+from .clipped import ClippedParameters
 
 ENGINES = ("hooks", "one_by_one")  # engines that hold an example's whole gradient
 # Rounding to float32 changes such a c_i g_i by less than 64 / 2^24 of the norm; a random P seldom leaves less than a
@@ -27,20 +26,24 @@ LOUDEST = 64.0
 _NUMBERS = 1 << 24  # in the gradients that are compressed at a time: 64 MiB
 
 
-class SketchedOptimizer(DPOptimizer):
-    """Opacus' optimiser that clips by the norms of compressed gradients.
+class SketchedParameters(ClippedParameters):
+    """Parameters whose examples' gradients are clipped by the norms of their compressed values.
 
     Args:
-      optimizer: of the parameters.
+      parameters: the parameters.
+      max_grad_norm: largest norm of an example's compressed values.
       offsets: first coordinate of each parameter in an update, in order; None for one that is not compressed.
       sketch: of the round.
-      options: as of `DPOptimizer`.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, offsets: Sequence[int | None], sketch: Sketch, **options: Any
+        self,
+        parameters: Iterable[Tensor],
+        max_grad_norm: float,
+        offsets: Sequence[int | None],
+        sketch: Sketch,
     ) -> None:
-        super().__init__(optimizer, **options)
+        super().__init__(parameters, max_grad_norm)
         self.offsets, self.sketch = offsets, sketch
 
     def norms(self, samples: Sequence[Tensor]) -> Tensor:

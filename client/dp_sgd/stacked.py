@@ -238,7 +238,7 @@ class StackedNoise:
 
 
 def _noise_of(one: ChargedClient, coordinates: int) -> StackedNoise:
-    """Return a client's noise on a sum of so many coordinates, as `StreamNoiseOptimizer` adds it."""
+    """Return a client's noise on a sum of so many coordinates, as `NoisedParameters` adds it."""
     plan = one.round.plan
     sigma, step = lattice_of(plan.noise_std / plan.clipping_norm, plan.clipping_norm, coordinates)
     expected = max(1, round(one.sampling.sample_rate * len(one.examples)))

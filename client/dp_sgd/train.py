@@ -1,10 +1,10 @@
 """DP-SGD (Abadi et al. 2016, arXiv:1607.00133): local training with record-level privacy.
 
-Batches, noise and accounting are fedveil's own. One of four engines computes clipped sums, and Opacus' optimiser takes
-the step: Opacus' hooks hold every example's gradient, and the other engines are tested against them; its ghost clipping
-uses a second backward pass instead; `book_keeping` uses one pass, for torch's recurrent layers and attention too, and
-`one_by_one` a pass for each example. All attach to the unwrapped model (``wrap_model=False``), so parameter names stay
-those of the server. The noise comes from a cryptographic stream.
+Batches, noise and accounting are fedveil's own. One of four engines computes clipped sums: Opacus' hooks hold every
+example's gradient, and the other engines are tested against them; its ghost clipping uses a second backward pass
+instead; `book_keeping` uses one pass, for torch's recurrent layers and attention too, and `one_by_one` a pass for each
+example. Opacus is imported only where its engines are taken. All attach to the unwrapped model (``wrap_model=False``), so
+parameter names stay those of the server. The noise comes from a cryptographic stream.
 """
 
 from __future__ import annotations
@@ -12,17 +12,15 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from ...base.refusal import Refusal
@@ -40,8 +38,7 @@ from ...tasks.protocol import Objective
 from ..training.sgd import gradients_of, with_fast_kernels
 from . import sketched
 from .book_keeping import ClippedSums, Forward, book_keeping, obstacle
-from .clipped import norms, write_sums
-from .opacus_engines import ghost, ghost_can, hooks, hooks_see
+from .clipped import ClippedParameters
 
 logger = logging.getLogger("fedveil.client")
 
@@ -82,36 +79,38 @@ def lattice_of(noise_multiplier: float, max_grad_norm: float, coordinates: int) 
     return sigma, noise_multiplier * max_grad_norm / (sigma - rounding)
 
 
-def plain_sgd(model: nn.Module) -> Any:
-    """Return the attributes that Opacus reads of plain SGD; importing torch's own class would take a third of a second."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return SimpleNamespace(param_groups=[{"params": parameters}], zero_grad=model.zero_grad)
-
-
-class StreamNoiseOptimizer(DPOptimizer):
-    """Opacus' optimiser on the clipped sums of an engine, with exact noise from a cryptographic stream.
+class NoisedParameters(ClippedParameters):
+    """Parameters with exact noise from a cryptographic stream on their clipped sums.
 
     Args:
-      optimizer: takes the steps.
+      parameters: the parameters.
+      max_grad_norm: as of `ClippedParameters`.
       stream: from which the noise is drawn.
-      options: as of `DPOptimizer`.
+      noise_multiplier: standard deviation of the noise over the norm; 0 adds none.
+      expected_batch_size: by which a noised sum is divided, at least 1.
 
     Attributes:
-      flat: sum, and after `pre_step` noised mean gradient, of all parameters, shape (d,).
+      flat: sum, and after `make_means` noised mean gradient, of all parameters, shape (d,).
       views: parts of `flat`, in each parameter's shape.
       sigma, step_size: of the noise, as `lattice_of` returns them; sigma is 0 without noise.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, stream: Stream, **options: Any) -> None:
-        super().__init__(optimizer, **options)
-        self.stream = stream
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        max_grad_norm: float,
+        stream: Stream,
+        noise_multiplier: float,
+        expected_batch_size: int,
+    ) -> None:
+        super().__init__(parameters, max_grad_norm)
+        self.stream, self.expected_batch_size = stream, expected_batch_size
         self.flat = torch.cat([p.detach().reshape(-1) for p in self.params])
         parts = self.flat.split([p.numel() for p in self.params])
         self.views = [part.view(p.shape) for part, p in zip(parts, self.params, strict=True)]
-        noise, norm = self.noise_multiplier, self.max_grad_norm
-        self.sigma, self.step_size = lattice_of(noise, norm, len(self.flat))
+        self.sigma, self.step_size = lattice_of(noise_multiplier, max_grad_norm, len(self.flat))
 
-    def pre_step(self, closure: Callable[[], float] | None = None) -> bool:
+    def make_means(self) -> None:
         """Turn the clipped sums on the parameters into means with discrete Gaussian noise, on a lattice; see `lattice_of`.
 
         The noise consists of integers, as in sums of clients, so floating-point rounding does not distort it (Mironov
@@ -120,8 +119,7 @@ class StreamNoiseOptimizer(DPOptimizer):
         Raises:
           FloatingPointError: a sum is not finite; nothing is released.
         """
-        parameters: list[Any] = self.params  # torch's type lacks Opacus' attributes of sums
-        torch.cat([parameter.summed_grad.reshape(-1) for parameter in parameters], out=self.flat)
+        torch.cat([parameter.summed_grad.reshape(-1) for parameter in self.params], out=self.flat)
         for block in self.flat.split(NOISE_BLOCK):
             if not bool(block.sum().isfinite()):
                 raise FloatingPointError("a clipped sum is not finite")
@@ -129,10 +127,9 @@ class StreamNoiseOptimizer(DPOptimizer):
                 host_block = block.cpu()  # the block itself on the CPU, and then `copy_` does nothing
                 add_on_lattice(host_block.numpy(), self.sigma, self.step_size, self.stream)
                 block.copy_(host_block)
-            block.div_(self.expected_batch_size or 1)
-        for parameter, view in zip(parameters, self.views, strict=True):
+            block.div_(self.expected_batch_size)
+        for parameter, view in zip(self.params, self.views, strict=True):
             parameter.grad = view
-        return True
 
 
 @dataclass(frozen=True)
@@ -183,22 +180,18 @@ def train_privately(
     parameters = [p for p in model.parameters() if p.requires_grad]
     task_optimizer = optimizer_of(task, parameters, training, plan.noise_std / batch_size)
     follow_epochs(task_optimizer, -(-plan.sampling.steps // training.local_epochs))
-    optimizer = StreamNoiseOptimizer(
-        task_optimizer or plain_sgd(model),
-        steps.noise,
-        noise_multiplier=plan.noise_std / plan.clipping_norm,
-        max_grad_norm=plan.clipping_norm,
-        expected_batch_size=batch_size,
+    noised = NoisedParameters(
+        parameters, plan.clipping_norm, steps.noise, plan.noise_std / plan.clipping_norm, batch_size
     )
     start = [p.detach().clone() for p in parameters] if training.proximal_mu else []
-    with clipping(model, task, data, optimizer, gradients, steps.examples_at_once) as clip:
+    with clipping(model, task, data, noised, gradients, steps.examples_at_once) as clip:
         for batch in plan.sampling.draw(len(data), steps.draws):
             clip(batch)
-            optimizer.pre_step()
+            noised.make_means()
             if task_optimizer is not None:
                 task_optimizer.step()
             else:
-                for value, view in zip(parameters, optimizer.views, strict=True):
+                for value, view in zip(parameters, noised.views, strict=True):
                     value.data.add_(view, alpha=-training.learning_rate)
             steps.after()
             if training.proximal_mu:  # FedProx's proximal step, which reads no data
@@ -211,7 +204,7 @@ def clipping(
     model: nn.Module,
     task: Objective,
     data: Batches,
-    optimizer: DPOptimizer,
+    clipped: ClippedParameters,
     gradients: str,
     examples_at_once: str = AUTO,
 ) -> Generator[Callable[[NDArray[np.intp]], None]]:
@@ -219,7 +212,7 @@ def clipping(
 
     Buffers that a layer writes meanwhile depend on the data without noise: they are restored after each part of the rows.
 
-    `gradients` names an engine, `optimizer` has parameters and clipping norm, `examples_at_once` is the limit of
+    `gradients` names an engine, `clipped` has parameters and clipping norm, `examples_at_once` is the limit of
     `trained_at_once`; other arguments as of `train_privately`.
     """
     layout = _lay_out(model, gradients)
@@ -247,7 +240,7 @@ def clipping(
     def look(rows: Tensor) -> None:
         """Check, in each `LOOKED_AT`th step on a CPU, that the model still keeps the examples in these rows independent."""
         step = _steps.get(model, 0)
-        if step % LOOKED_AT == 0 and optimizer.params[0].device.type == "cpu":
+        if step % LOOKED_AT == 0 and clipped.params[0].device.type == "cpu":
             check_step(model, task, lambda: padded(data.batch(rows), parts.size(len(rows))), step)
             _restore_buffers(model, buffers)
         _steps[model] = step + 1  # not counted if the check fails: the model's next step is then checked, too
@@ -256,24 +249,24 @@ def clipping(
         totals: list[Tensor] = []  # float64, as the parts may be many
         first, *others = torch.from_numpy(rows).split(parts.rows)
         for part in (first, *others):
-            _clip(part, parts, clipped_sums, optimizer)
+            _clip(part, parts, clipped_sums, clipped)
             _restore_buffers(model, buffers)
             if others:
-                totals = _with_sums(totals, optimizer)
+                totals = _with_sums(totals, clipped)
         if others:
-            write_sums(optimizer.params, totals)
+            clipped.write(totals)
         if len(first) > 1:  # no step mixes examples that are alone
             look(first)
 
     model.train()
     parts = trained_at_once(examples_at_once, model, data, whole_gradients=gradients == "hooks")
     try:
-        with warnings.catch_warnings(), ENGINES[gradients](model, forward, optimizer) as clipped_sums:
+        with warnings.catch_warnings(), ENGINES[gradients](model, forward, clipped) as clipped_sums:
             # The warning's case is intended: the hooks read the outputs' gradients, and inputs need none.
             warnings.filterwarnings("ignore", "Full backward hook is firing")
             yield clip
     finally:
-        optimizer.zero_grad(set_to_none=True)
+        clipped.clear()
         _restore_buffers(model, buffers)
 
 
@@ -300,15 +293,14 @@ def _restore_buffers(model: nn.Module, copies: Mapping[str, Tensor]) -> None:
             buffer.copy_(value)
 
 
-def _clip(rows: Tensor, parts: BatchParts, clipped_sums: ClippedSums, optimizer: DPOptimizer) -> None:
+def _clip(rows: Tensor, parts: BatchParts, clipped_sums: ClippedSums, clipped: ClippedParameters) -> None:
     """Write the clipped sum over the rows to the parameters, without the examples whose gradients are not finite.
 
     If the task's code fails on a batch, each example is taken alone, and one on which it fails is left out: failing for
     the whole step would reveal it, and so would an example that fits in no batch with others.
     """
-    parameters: list[Any] = optimizer.params
     while len(rows):
-        for parameter in parameters:
+        for parameter in clipped.params:
             parameter.summed_grad = None  # the sum of the previous step must not remain
         try:
             finite = clipped_sums(rows, parts.size(len(rows)))
@@ -318,33 +310,33 @@ def _clip(rows: Tensor, parts: BatchParts, clipped_sums: ClippedSums, optimizer:
                 break
             totals: list[Tensor] = []
             for row in rows.split(1):
-                _clip(row, parts, clipped_sums, optimizer)
-                totals = _with_sums(totals, optimizer)
-            write_sums(parameters, totals)
+                _clip(row, parts, clipped_sums, clipped)
+                totals = _with_sums(totals, clipped)
+            clipped.write(totals)
             return
         if bool(finite.all()):
             return
         rows = rows[finite.cpu()]
     # A step without examples still adds noise: its absence would reveal an empty batch.
-    write_sums(parameters, _zeros_like(parameters))
+    clipped.write(_zeros_like(clipped.params))
 
 
 def _zeros_like(parameters: Sequence[Tensor]) -> list[Tensor]:
     return [torch.zeros_like(parameter, requires_grad=False) for parameter in parameters]
 
 
-def _with_sums(totals: Sequence[Tensor], optimizer: DPOptimizer) -> list[Tensor]:
+def _with_sums(totals: Sequence[Tensor], clipped: ClippedParameters) -> list[Tensor]:
     """Return the totals, float64, with the sums on the parameters; empty totals are zeros."""
-    sums = [cast(Any, parameter).summed_grad.double() for parameter in optimizer.params]
+    sums: list[Tensor] = [parameter.summed_grad.double() for parameter in clipped.params]
     for each, total in zip(sums, totals, strict=False):
         each.add_(total)
     return sums
 
 
 @contextmanager
-def one_by_one(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generator[ClippedSums]:
+def one_by_one(model: nn.Module, forward: Forward, clipped: ClippedParameters) -> Generator[ClippedSums]:
     """Yield the function that computes clipped sums by one pass for each example, for any model; arguments as of `hooks`."""
-    parameters: list[Any] = optimizer.params
+    parameters = clipped.params
 
     def clipped_sums(rows: Tensor, batch: int) -> Tensor:
         del batch
@@ -352,17 +344,37 @@ def one_by_one(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Ge
         for row in rows.split(1):
             _, loss = forward(row, 1)
             gradients = gradients_of(loss, parameters)
-            norm = float(norms(optimizer, [each.unsqueeze(0) for each in gradients]))
+            norm = float(clipped.norms([each.unsqueeze(0) for each in gradients]))
             if math.isfinite(norm):
                 for total, gradient in zip(sums, gradients, strict=True):
-                    total.add_(gradient, alpha=min(1.0, optimizer.max_grad_norm / (norm + 1e-6)))
-        write_sums(parameters, sums)
+                    total.add_(gradient, alpha=min(1.0, clipped.max_grad_norm / (norm + 1e-6)))
+        clipped.write(sums)
         return torch.ones(len(rows), dtype=torch.bool)
 
     yield clipped_sums
 
 
-ENGINES: Mapping[str, Callable[[nn.Module, Forward, DPOptimizer], AbstractContextManager[ClippedSums]]] = {
+def hooks(
+    model: nn.Module, forward: Forward, clipped: ClippedParameters
+) -> AbstractContextManager[ClippedSums]:
+    """Return the context of `opacus_engines.hooks`; importing Opacus takes as long as many rounds."""
+    from .opacus_engines import hooks
+
+    return hooks(model, forward, clipped)
+
+
+def ghost(
+    model: nn.Module, forward: Forward, clipped: ClippedParameters
+) -> AbstractContextManager[ClippedSums]:
+    """Return the context of `opacus_engines.ghost`, as `hooks` does."""
+    from .opacus_engines import ghost
+
+    return ghost(model, forward, clipped)
+
+
+ENGINES: Mapping[
+    str, Callable[[nn.Module, Forward, ClippedParameters], AbstractContextManager[ClippedSums]]
+] = {
     "hooks": hooks,
     "ghost": ghost,
     "book_keeping": book_keeping,
@@ -409,6 +421,8 @@ def chosen_engine(gradients: str, model: nn.Module, data: Batches, compressed: b
         reason = obstacle(model, batches[0]) or obstacle(model, batches[1])
         if reason is None:
             return "book_keeping"
+    from .opacus_engines import ghost_can, hooks_see
+
     # A client without data trains nothing, and its placeholders have no rows to look at.
     hooks_work = not len(data) or all(hooks_see(model, batch) for batch in batches)
     other = "hooks" if hooks_work else "one_by_one"

@@ -143,17 +143,17 @@ def test_a_score_is_the_log_likelihood_ratio_of_in_to_out(replaced: bool) -> Non
 
 @pytest.mark.parametrize("fault", ["no clip", "a quarter of the noise"])
 def test_faults_of_dp_sgd_are_detected(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
-    real: Callable[..., None] = dp_sgd.StreamNoiseOptimizer.__init__
+    real: Callable[..., None] = dp_sgd.NoisedParameters.__init__
 
-    def faulty(self: object, optimizer: object, stream: object, **options: float) -> None:
+    def faulty(
+        self: object, parameters: object, norm: float, stream: object, noise: float, size: int
+    ) -> None:
         if fault == "no clip":  # a clip so large that the noise, which stays as it was, is that of another
-            options["noise_multiplier"] *= options["max_grad_norm"] / 1e6
-            options["max_grad_norm"] = 1e6
+            real(self, parameters, 1e6, stream, noise * norm / 1e6, size)
         else:
-            options["noise_multiplier"] /= 4
-        real(self, optimizer, stream, **options)
+            real(self, parameters, norm, stream, noise / 4, size)
 
-    monkeypatch.setattr(dp_sgd.StreamNoiseOptimizer, "__init__", faulty)
+    monkeypatch.setattr(dp_sgd.NoisedParameters, "__init__", faulty)
     assert refuted(scored(plan_of(1.0)), budget(1.0))
 
 

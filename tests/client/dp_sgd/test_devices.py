@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from fedveil.client.dp_sgd.book_keeping import SUBSTITUTES
+from fedveil.client.dp_sgd.clipped import ClippedParameters
 from fedveil.client.dp_sgd.example_gradients import GHOST, RULES
 from fedveil.client.dp_sgd.train import ENGINES
 
@@ -78,15 +78,14 @@ def sums(engine: str, layer: type[nn.Module], device: str) -> dict[str, Tensor]:
         model = make()
         numbers = torch.randint(9, (ROWS, 7)) if shape is None else torch.randn(ROWS, *shape)
     model, numbers, targets = model.to(device), numbers.to(device), (torch.arange(ROWS) % CLASSES).to(device)
-    inner = torch.optim.SGD(model.parameters(), lr=1.0)
-    optimizer = DPOptimizer(inner, noise_multiplier=0.0, max_grad_norm=CLIP, expected_batch_size=1)
+    clipped = ClippedParameters([p for p in model.parameters() if p.requires_grad], CLIP)
 
     def forward(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
         index = rows[torch.arange(count).clamp(max=len(rows) - 1)]
         outputs = model(numbers[index])
         return outputs, cross_entropy(outputs, targets[index])
 
-    with ENGINES[engine](model, forward, optimizer) as clipped_sums:
+    with ENGINES[engine](model, forward, clipped) as clipped_sums:
         assert bool(clipped_sums(torch.arange(ROWS), PADDED).all())
         found: dict[str, Any] = dict(model.named_parameters())
         assert all(p.summed_grad.device.type == device for p in found.values())
