@@ -88,8 +88,8 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 102_101,  # with docstrings, comments and blank lines
-    "lines of the core": 61_613,
+    "lines of the package": 102_103,  # with docstrings, comments and blank lines
+    "lines of the core": 61_615,
     "files that know many features": 0,
     "tests of None": 1_464,
     "tests of None on a part's name": 25,

@@ -60,9 +60,11 @@ def hooks(model: nn.Module, forward: Forward, clipped: ClippedParameters) -> Gen
 def _sample_of(parameter: Any) -> Tensor:
     """Return the examples' gradients that the hooks left on a parameter, of all calls of its layer."""
     sample = parameter.grad_sample
-    if not isinstance(sample, Tensor | list):
+    if isinstance(sample, Tensor):
+        return sample
+    if not isinstance(sample, list):
         raise TypeError("the step does not use a parameter, or its layer has no rule")
-    return sample if isinstance(sample, Tensor) else torch.cat(sample, dim=0)
+    return torch.cat(sample, dim=0)
 
 
 class OwnGhost(GradSampleHooksFastGradientClipping):
