@@ -21,6 +21,7 @@ from ...tasks.data import leaves
 from . import attention, recurrent
 from .clipped import ClippedParameters
 from .example_gradients import RULES, LayerCall, Share, norms_of, plain_embedding
+from .repeated import Use, combine, share_of_uses, use_of
 
 if TYPE_CHECKING:
     from ...tasks.data import Inputs
@@ -52,8 +53,9 @@ SUBSTITUTES: dict[type[nn.Module], Substitute] = {
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
-    """Return the layers that have trainable parameters of their own."""
-    return [m for m in model.modules() if any(p.requires_grad for p in m.parameters(recurse=False))]
+    """Return the layers that have trainable parameters of their own, or use those of a layer below in a substitute's place."""
+    pairs = [(layer, layer.parameters(recurse=type(layer) in SUBSTITUTES)) for layer in model.modules()]
+    return [layer for layer, parameters in pairs if any(p.requires_grad for p in parameters)]
 
 
 @contextmanager
@@ -86,20 +88,24 @@ def _share_of(layer: nn.Module, inputs: Sequence[Tensor], gradients: Sequence[Te
 @contextmanager
 def book_keeping(model: nn.Module, forward: Forward, clipped: ClippedParameters) -> Generator[ClippedSums]:
     """Yield the function that computes clipped sums by book-keeping, on a model without `obstacle`; arguments as of `hooks`."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters = {p for p in model.parameters() if p.requires_grad}
     with recorded_calls(model) as calls:
 
         def clipped_sums(rows: Tensor, batch: int) -> Tensor:
             calls.clear()
             _, loss = forward(rows, batch)
-            used = Counter(parameter for call in calls for parameter in call.parameters)
-            if any(used[parameter] != 1 for parameter in parameters):
-                raise RuntimeError(f"{len(calls)} calls do not use each parameter once")
+            if not uses_of(calls).keys() >= parameters:
+                raise RuntimeError(f"{len(calls)} calls do not use every parameter")
             backward = torch.autograd.grad(loss, [edge for call in calls for edge in call.edges])
             with torch.no_grad():
                 return _clip(calls, backward, len(rows), batch, clipped)
 
         yield clipped_sums
+
+
+def uses_of(calls: Sequence[LayerCall]) -> Counter[Tensor]:
+    """Return how many calls use each parameter."""
+    return Counter(parameter for call in calls for parameter in call.parameters)
 
 
 def _clip(
@@ -109,13 +115,13 @@ def _clip(
 
     `backward` are the gradients of the calls' outputs for the mean loss. If one row's is not finite, nothing is written.
     """
-    shares: list[Share] = []
-    following = iter(backward)
-    for call in calls:
-        if not call.holds(batch):
-            raise RuntimeError(f"{type(call.layer).__name__} does not hold one entry for each example")
-        shares.append(call.share_of(call.inputs, list(islice(following, len(call.edges)))))
-    grad_samples = {parameter: value for share in shares for parameter, value in share.grad_samples.items()}
+    shares = _shares(calls, backward, batch)
+    grad_samples: dict[Any, Tensor] = {}
+    for share in shares:
+        for parameter, value in share.grad_samples.items():
+            if parameter in grad_samples:
+                value = value + grad_samples[parameter]
+            grad_samples[parameter] = value
     # Gradients that are held for every example, one row for each.
     small = torch.cat([backward[0].new_empty(batch, 0), *[g.flatten(1) for g in grad_samples.values()]], 1)
     parts = torch.stack([norms_of(small), *[norm for share in shares for norm in share.norms]])
@@ -130,6 +136,27 @@ def _clip(
         for share in shares:
             _set_sums(share.sums(weights))
     return finite
+
+
+def _shares(calls: Sequence[LayerCall], backward: Sequence[Tensor], batch: int) -> list[Share]:
+    """Return the shares of the calls, in which each parameter has norms once; arguments as of `_clip`."""
+    shares: list[Share] = []
+    matrices: dict[Any, list[Use]] = {}  # uses of each matrix that has several
+    following, used = iter(backward), uses_of(calls)
+    for call in calls:
+        if not call.holds(batch):
+            raise RuntimeError(f"{type(call.layer).__name__} does not hold one entry for each example")
+        gradients = list(islice(following, len(call.edges)))
+        if all(used[parameter] == 1 for parameter in call.parameters):
+            shares.append(call.share_of(call.inputs, gradients))
+            continue
+        share, uses = use_of(call, gradients)
+        shares.append(share)
+        for use in uses:
+            matrices.setdefault(use.layer.weight, []).append(use)
+    if any(matrices.keys() & share.grad_samples.keys() for share in shares):
+        raise RuntimeError("a matrix is used in a layer that has no rule for it")
+    return shares + [share_of_uses(weight, uses) for weight, uses in matrices.items()]
 
 
 def _set_sums(sums: dict[Any, Tensor]) -> None:
@@ -159,14 +186,18 @@ def obstacle(model: nn.Module, batch: Inputs) -> str | None:
         outputs = [each for each in outputs_of(model.train(), batch) if each.requires_grad]
         used = uses(outputs)
     for call in calls:
-        if type(call.layer) in SUBSTITUTES:  # whose products use no parameter in the graph
-            used.update(call.parameters)
-    for parameter in model.parameters():
-        if parameter.requires_grad and used[parameter] != 1:
-            return f"a parameter is used {used[parameter]} times"
-    for call in calls:
         if not call.holds(len(leaves(batch)[0])):
             return f"the inputs of {type(call.layer).__name__} do not hold one entry for each example"
+    users: dict[Any, list[nn.Module]] = {}
+    for call in calls:
+        if type(call.layer) in SUBSTITUTES:  # whose products use no parameter in the graph
+            used.update(call.parameters)
+        for parameter in call.parameters:
+            users.setdefault(parameter, []).append(call.layer)
+    for parameter in model.parameters():
+        layers = users.get(parameter, [])
+        if parameter.requires_grad and (used[parameter] != len(layers) or not combine(layers)):
+            return f"a parameter is used {used[parameter]} times, {len(layers)} of them in layers"
     edges = [(call.layer, edge) for call in calls for edge in call.edges]
     sums: list[Any] = [each.sum() for each in outputs]
     gradients = torch.autograd.grad(sums, [edge for _, edge in edges], allow_unused=True)

@@ -99,12 +99,12 @@ def norms_of(values: Tensor) -> Tensor:
     return whole + LOST * math.sqrt(flat.shape[1])
 
 
-def _not_below(norms: Tensor, lengths: Tensor) -> Tensor:
+def not_below(norms: Tensor, lengths: Tensor) -> Tensor:
     """Return the norms of sums, shape (n,), raised to a `LOUDEST`-th of the total of their terms' `lengths`, shape (n, L)."""
     return torch.maximum(norms, lengths.sum(1).to(norms.dtype) / LOUDEST)
 
 
-def _lengths(parts: Tensor) -> Tensor:
+def lengths_of(parts: Tensor) -> Tensor:
     """Return the norms of vectors, shape (n, L), from shape (n, L, K)."""
     return norms_of(parts.flatten(0, 1)).view(len(parts), -1)
 
@@ -118,13 +118,13 @@ def _norms_by_ghost(layer: Any, activations: list[Tensor], backward: Tensor) -> 
     gradients = backward.reshape(len(backward), -1, backward.shape[-1])
     if isinstance(layer, nn.Embedding):
         (norms,) = _embedding(layer, activations[0], backward).norms
-        return {layer.weight: _not_below(norms.to(backward.dtype), _lengths(gradients))}
+        return {layer.weight: not_below(norms.to(backward.dtype), lengths_of(gradients))}
     inputs = activations[0].reshape(len(backward), -1, layer.in_features).to(backward.dtype)
     norms_by_parameter: dict[Any, Tensor] = {}
     if _learns(layer, "weight"):
         norms_by_parameter[layer.weight] = _cancelling(inputs, gradients)
     if _learns(layer, "bias"):
-        norms_by_parameter[layer.bias] = _not_below(norms_of(gradients.sum(1)), _lengths(gradients))
+        norms_by_parameter[layer.bias] = not_below(norms_of(gradients.sum(1)), lengths_of(gradients))
     return norms_by_parameter
 
 
@@ -167,7 +167,7 @@ def _cancelling(inputs: Tensor, gradients: Tensor) -> Tensor:
         norms = grams.sum((1, 2)).clamp_(min=0).sqrt_().to(inputs.dtype)
     else:
         norms = norms_of(torch.bmm(gradients.mT, inputs))
-    return _not_below(norms, _lengths(inputs) * _lengths(gradients))
+    return not_below(norms, lengths_of(inputs) * lengths_of(gradients))
 
 
 def _buffer(inputs: Tensor, gradients: Tensor, *shape: int) -> Tensor | None:
@@ -184,12 +184,24 @@ def _linear(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
     bias = {layer.bias: gradients.sum(1)} if _learns(layer, "bias") else {}
     if not layer.weight.requires_grad:
         return Share(bias)
+    share = share_of_matrix(layer.weight, inputs, gradients)
+    return share._replace(grad_samples=bias)
+
+
+def share_of_matrix(weight: nn.Parameter, inputs: Tensor, gradients: Tensor) -> Share:
+    """Return the share of a matrix that multiplies inputs.
+
+    Args:
+      weight: the matrix, shape (O, K).
+      inputs: shape (B, L, K).
+      gradients: of the products, shape (B, L, O).
+    """
     norms, weight_sum = _matrix(inputs, gradients)
 
     def sums(weights: Tensor) -> dict[Any, Tensor]:
-        return {layer.weight: weight_sum(weights)}
+        return {weight: weight_sum(weights)}
 
-    return Share(bias, [norms], sums)
+    return Share({}, [norms], sums)
 
 
 def share_of_rows(
@@ -335,8 +347,33 @@ def _convolution(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
 
 def _embedding(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
     """Return the share of an embedding, as `Rule`: the gradient of a row is the sum over the positions with its index."""
-    batch, size = len(inputs), layer.embedding_dim
-    indices = inputs.reshape(batch, -1)
+    indices = inputs.reshape(len(inputs), -1)
+    return embedding_share(layer.weight, indices, without_padding(layer, indices, gradients))
+
+
+def without_padding(layer: Any, indices: Tensor, gradients: Tensor) -> Tensor:
+    """Return the gradients of an embedding's outputs, shape (B, L, K), zero at its index of padding, which has none.
+
+    Args:
+      layer: the embedding.
+      indices: shape (B, L).
+      gradients: of the outputs, B L K numbers in any shape.
+    """
+    rows = gradients.reshape(*indices.shape, -1)
+    if layer.padding_idx is None:
+        return rows
+    return rows.masked_fill((indices == layer.padding_idx).unsqueeze(2), 0)
+
+
+def embedding_share(weight: nn.Parameter, indices: Tensor, gradients: Tensor) -> Share:
+    """Return the share of an embedding's matrix.
+
+    Args:
+      weight: the matrix, shape (rows, K).
+      indices: shape (B, L).
+      gradients: of the outputs, shape (B, L, K).
+    """
+    batch, size = len(indices), weight.shape[1]
     rows = gradients.clone(memory_format=torch.contiguous_format).view(-1, size)
     # An example's rows of one index are added up in the first of them, so that its gradient is rounded by itself.
     sorted_indices, order = indices.sort(stable=True)
@@ -349,14 +386,12 @@ def _embedding(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
     later = order[:, 1:][again]
     rows.index_add_(0, order.gather(1, first)[again], rows[later])
     rows[later] = 0
-    if layer.padding_idx is not None:
-        rows[indices.flatten() == layer.padding_idx] = 0
     norms = torch.linalg.vector_norm(norms_of(rows).view(batch, -1).double(), dim=1)
 
     def sums(weights: Tensor) -> dict[Any, Tensor]:
-        total = torch.zeros_like(layer.weight, requires_grad=False)
+        total = torch.zeros_like(weight, requires_grad=False)
         weighted = (rows.view(batch, -1) * weights[:, None]).view(-1, size)
-        return {layer.weight: total.index_add_(0, indices.flatten(), weighted)}
+        return {weight: total.index_add_(0, indices.flatten(), weighted)}
 
     return Share({}, [norms], sums)
 

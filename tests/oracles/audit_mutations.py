@@ -808,7 +808,10 @@ BEYOND: dict[str, str] = {
     "the gradient of a memory passes a closed gate": WORSE,
     "attention reads what its padding hides": WORSE,
     "a matrix that a recurrent layer uses twice counts once": PRECONDITION,
-    "a layer that is called twice in one step is recorded once": PRECONDITION,
+    "a layer that no call of the step used is left out": PRECONDITION,
+    "tied weights count once in a norm": "of models whose layers share a weight, which those of audited runs do not",
+    "a convolution that is called twice counts as two layers": PRECONDITION,
+    "a weight that is also read outside its layer is taken for its layer's": PRECONDITION,
 }
 
 

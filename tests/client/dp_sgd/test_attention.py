@@ -116,3 +116,14 @@ def test_attention_of_one_example_without_a_batch_has_an_obstacle() -> None:
             return torch.stack([self.heads(each, each, each)[0] for each in inputs])
 
     assert obstacle(Single(), torch.zeros(2, LENGTH, WIDTH)) is not None
+
+
+def test_frozen_heads_leave_their_outputs_recorded() -> None:
+    model = nn.TransformerEncoderLayer(WIDTH, HEADS, 8, batch_first=True)
+    for parameter in model.self_attn.parameters(recurse=False):
+        parameter.requires_grad_(False)
+    assert obstacle(model, torch.zeros(2, LENGTH, WIDTH)) is None
+    with recorded_calls(model) as calls:
+        model(torch.zeros(2, LENGTH, WIDTH))
+    recorded = {parameter for call in calls for parameter in call.parameters}
+    assert recorded == {parameter for parameter in model.parameters() if parameter.requires_grad}

@@ -176,6 +176,46 @@ def sequential(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
     return nn.Sequential(*layers), torch.randint(6, (batch, length) if length else (batch,))
 
 
+class Repeating(nn.Module):
+    """Embeddings and linear layers, of which some are called twice or have one weight."""
+
+    def __init__(
+        self, width: int, high: int, tied: str, bias: bool, padding: int | None, spread: bool
+    ) -> None:
+        super().__init__()
+        self.tied, self.spread = tied, spread
+        self.words, self.again = nn.Embedding(high, width, padding_idx=padding), nn.Embedding(high, width)
+        self.norm, self.middle = nn.LayerNorm(width), nn.Linear(width, width, bias=bias)
+        self.other, self.out = nn.Linear(width, width), nn.Linear(width, high, bias=bias)
+        if "words" in tied:
+            self.again.weight = self.words.weight
+        if "out" in tied:
+            self.out.weight = self.words.weight
+        if "middle" in tied:
+            self.other.weight = self.middle.weight
+
+    def forward(self, words: Tensor) -> Tensor:
+        hidden = self.norm(self.words(words)) + self.again(words.flip(-1)).tanh()
+        hidden = self.other(self.middle(hidden).tanh())
+        if "twice" in self.tied:
+            hidden = self.norm(self.middle(hidden))
+        if self.spread:  # outputs at each place
+            return self.out(hidden).tanh().mean(1)
+        return self.out(hidden.mean(1))
+
+
+@st.composite
+def repeating(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(draw(st.integers(0, 99)))
+    width, high = draw(st.sampled_from([2, 5, 20])), draw(st.sampled_from([10, 40]))
+    tied = draw(st.sampled_from(["out", "words out", "words", "middle", "middle twice", "out twice"]))
+    booleans, padding = [draw(st.booleans()) for _ in range(2)], draw(st.sampled_from([None, 0, 3]))
+    model = Repeating(width, high, tied, booleans[0], padding, booleans[1])
+    for parameter in (model.words.weight, model.middle.weight, model.norm.bias, model.out.weight):
+        parameter.requires_grad_(draw(st.sampled_from([True, True, False])))
+    return model, torch.randint(high, (draw(st.integers(1, 5)), draw(st.integers(1, 9))))
+
+
 class Places(nn.Module):
     """The outputs of a recurrent layer, at all places."""
 
@@ -206,7 +246,7 @@ def in_sequence(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
 
 
 @given(
-    made=st.one_of(convolutional(), sequential(), in_sequence()),
+    made=st.one_of(convolutional(), sequential(), in_sequence(), repeating()),
     clip=st.sampled_from([1e-3, 0.5, 1e3]),
     room=st.booleans(),
 )
@@ -232,6 +272,17 @@ class Twice(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.out(self.layer(self.layer(inputs)))
+
+
+class Convolved(nn.Module):
+    def __init__(self, times: int = 2) -> None:
+        super().__init__()
+        self.layer, self.out, self.times = nn.Conv1d(1, 1, 1), nn.Linear(4, CLASSES), times
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        for _ in range(self.times):
+            inputs = self.layer(inputs)
+        return self.out(inputs.flatten(1))
 
 
 class Functional(Twice):
@@ -260,9 +311,13 @@ class Overwritten(Twice):
 
 
 class Shared(nn.Sequential):
-    def __init__(self) -> None:
-        super().__init__(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, CLASSES))
-        self[0].weight = self[1].weight  # type: ignore[union-attr]
+    """Convolutions with one weight, or one whose weight a layer of another kind uses."""
+
+    def __init__(self, norm: bool = False) -> None:
+        first: Any = nn.LayerNorm((4, 4)) if norm else nn.Conv1d(4, 4, 1)
+        second: Any = nn.Linear(4, 4) if norm else nn.Conv1d(4, 4, 1)
+        super().__init__(first, second, nn.Flatten(), nn.Linear(16, CLASSES))
+        first.weight = second.weight
 
 
 class Patched(Twice):
@@ -280,9 +335,10 @@ class Patched(Twice):
         (lambda: nn.ConvTranspose1d(1, 2, 3), torch.zeros(1, 1, 9), "ConvTranspose1d has no rule"),
         (lambda: nn.Embedding(4, 2, max_norm=1.0), torch.zeros(1, 3, dtype=torch.int64), "option"),
         (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 2)), torch.zeros(1, 4), "no rule"),
-        (Twice, torch.zeros(1, 4), "used 2 times"),
+        (Convolved, torch.zeros(1, 1, 4), "used 2 times"),
         (Functional, torch.zeros(1, 4), "used 2 times"),
-        (Shared, torch.zeros(1, 4), "used 2 times"),
+        (Shared, torch.zeros(1, 4, 4), "used 2 times"),
+        (lambda: Shared(norm=True), torch.zeros(1, 4, 4), "used 2 times"),
         (Unused, torch.zeros(1, 4), "used 0 times"),
         (Patched, torch.zeros(1, 4), "RNN has a forward function of its own"),
         (Merged, torch.zeros(1, 3, 4), "one entry for each example"),
@@ -322,13 +378,17 @@ def test_a_batch_that_a_layer_does_not_see_stops_the_step() -> None:
         clipped_sums(torch.arange(3), padded_size(3))
 
 
-def test_a_layer_that_works_twice_after_all_stops_the_step() -> None:
-    model = Twice()
-    forward, optimizer = losses(model, torch.randn(3, 4), torch.arange(3)), optimizer_of(model, 1.0)
-    with (
-        book_keeping(model, forward, optimizer) as clipped_sums,
-        pytest.raises(RuntimeError, match="3 calls"),
-    ):
+@pytest.mark.parametrize(
+    ("model", "inputs", "reason"),
+    [
+        (Convolved(2), torch.randn(3, 1, 4), "Conv1d does not use each parameter once"),
+        (Convolved(0), torch.randn(3, 1, 4), "1 calls do not use every parameter"),
+        (Shared(norm=True), torch.randn(3, 4, 4), "a matrix is used in a layer that has no rule"),
+    ],
+)
+def test_unexpected_uses_stop_the_step(model: nn.Module, inputs: Tensor, reason: str) -> None:
+    forward, optimizer = losses(model, inputs, torch.arange(3)), optimizer_of(model, 1.0)
+    with book_keeping(model, forward, optimizer) as clipped_sums, pytest.raises(RuntimeError, match=reason):
         clipped_sums(torch.arange(3), padded_size(3))
 
 

@@ -103,7 +103,7 @@ class Cells(nn.Module):
         ("apart", {}, "used 2 times"),
         ("tied", {}, "used 2 times"),
         ("discarded", {}, "no output reads what LSTM computes"),
-        ("unbatched", {}, "used 2 times"),
+        ("unbatched", {}, "LSTM do not hold one entry for each example"),
         ("packed", {}, "LSTM do not hold one entry for each example"),
     ],
 )

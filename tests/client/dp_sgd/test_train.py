@@ -521,7 +521,7 @@ NUMBERS = Examples(torch.randn(4, 6), torch.zeros(4, dtype=torch.int64))
         (waves, NUMBERS, "hooks"),
         (Scaled, NUMBERS, "hooks"),
         (Recurrent, WORDS, "ghost"),
-        (Tied, WORDS, "hooks"),
+        (Tied, WORDS, "book_keeping"),
         (Positions, WORDS, "one_by_one"),
     ],
 )
