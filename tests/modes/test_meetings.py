@@ -32,6 +32,7 @@ from fedveil.deployment.questions import ask_clients
 from fedveil.deployment.serve import serve
 from fedveil.modes.mode import Mode
 from fedveil.privacy.accounting.events import event_from_json
+from fedveil.privacy.ledger import store
 from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.statistics.inquiry import Inquiry, read_inquiry
 from fedveil.questions.question_plan import Spend
@@ -252,8 +253,9 @@ def _composed(relation: NeighboringRelation, events: tuple[DpEvent, ...], delta:
 
 def ledgers_in(folder: Path) -> list[Kept]:
     """Return the ledgers in a folder that hold releases, in the order of their names."""
-    paths = sorted(path for path in folder.rglob("*") if path.name == "ledger" or path.suffix == ".ledger")
-    return [kept for path in paths if path.is_file() and (kept := _read(path)).releases]
+    own = {path for path in folder.rglob("*") if path.name == "ledger" or path.suffix == ".ledger"}
+    paths = sorted(own.union(*(store.ledgers_in(each.parent) for each in folder.rglob(store.FILE))))
+    return [kept for path in paths if not path.is_dir() and (kept := _read(path)).releases]
 
 
 def _read(path: Path) -> Kept:
