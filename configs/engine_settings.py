@@ -52,8 +52,8 @@ class InProcess(Group):
     """Engine on this machine: clients run in this process or, with more workers, in as many processes."""
 
     name: Literal["inprocess"] = "inprocess"
-    workers: Annotated[Annotated[int, Field(ge=1, le=1024)] | None, BeforeValidator(_none_if_auto)] = 1
-    """Processes; null or auto: one for each GPU or idle core, if each has enough work."""
+    workers: Annotated[Annotated[int, Field(ge=1, le=1024)] | None, BeforeValidator(_none_if_auto)] = None
+    """Processes; null or auto: one for each GPU, or for each core that is idle in the first second of training."""
     device: Annotated[
         str,
         remedy(

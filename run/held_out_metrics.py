@@ -11,7 +11,7 @@ from ..modes.federation import Federation
 from ..tasks.arrays import emptied, holding
 from ..tasks.batch_memory import answers
 from ..tasks.data import Examples, derived, figures_of, group_figures, held_out_of, mean_figures, rows_of
-from ..tasks.hardware import device_of, placed, precision
+from ..tasks.hardware import device_of, gpus, placed, precision
 from ..tasks.memory import give_back
 from ..tasks.protocol import GroupedTask
 from .callbacks import Arrays
@@ -56,7 +56,7 @@ def device_here(federation: Federation) -> torch.device:
     """Return the device on which this process evaluates models."""
     engine = federation.settings.engine
     # A process that has used a GPU cannot fork workers that use it, so with such workers it evaluates on the CPU.
-    single = getattr(engine, "workers", 1) == 1
+    single = (engine.workers or gpus(engine.device)) <= 1
     return device_of(engine.device if single else "cpu")
 
 

@@ -15,9 +15,10 @@ from ..client.workbench import Workbench
 from ..configs.schema import FaultSettings
 from ..messages.client_settings import ClientSettings
 from ..privacy.mechanisms.randomness import Randomness
-from ..tasks.hardware import units
+from ..tasks.hardware import cores, gpus
 from ..tasks.protocol import Task
 from .in_process import CohortFunction, InProcessGrid, Stacks
+from .warmup import Warmup, can_fork
 
 if TYPE_CHECKING:
     from ..client.secure_update import NodeMemory
@@ -62,7 +63,7 @@ class Clients:
 
         Args:
           task: the clients' task, if this process has loaded it; None loads it by their settings.
-          workers: processes; None takes as many as pay.
+          workers: processes; None takes one for each GPU, or as many as pay.
         """
         from ..client.training.in_place import begin
 
@@ -84,7 +85,8 @@ class Clients:
             client_app=make_client_app(lambda _: text, mods, bench, self._memory),
             num_clients=self.count,
             run_config={SETTINGS_KEY: text},
-            workers=workers or self.workers(stacks),
+            workers=workers or max(1, min(gpus(client.accelerator), self._shares(stacks))),
+            warmup=Warmup(workers or self.most_workers(stacks)),
             deadline=self.deadline,
             cohort_function=cohort_function,
             stacks=stacks,
@@ -131,9 +133,14 @@ class Clients:
             return partial(sum_of_union, bench, union_of(bench))
         return None
 
-    def workers(self, stacks: Stacks | None) -> int:
-        """Return the number of processes that train a cohort: one per core or GPU, if each has a stack or a client."""
-        shares = self.invited
-        if stacks:
-            shares = math.ceil(shares / stacks.size(shares))
-        return max(1, min(units(self.settings.accelerator), shares))
+    def most_workers(self, stacks: Stacks | None) -> int:
+        """Return how many processes a simulation may fork on cores, once it has trained in one; 1 if it must not."""
+        if not can_fork():
+            return 1
+        return max(1, min(cores(), self._shares(stacks)))
+
+    def _shares(self, stacks: Stacks | None) -> int:
+        """Return how many processes can have a share of a cohort: a stack each, or a client."""
+        if not stacks:
+            return self.invited
+        return math.ceil(self.invited / stacks.size(self.invited))

@@ -33,6 +33,7 @@ from ..privacy.mechanisms.private_sum import CohortSum, add, encode
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..tasks.memory import keep_memory
 from .deadline import PastDeadline, limited_to
+from .warmup import Warmup
 
 if TYPE_CHECKING:
     from ..client.training.in_place import InPlaceRound
@@ -57,6 +58,7 @@ class InProcessGrid(AskingGrid):
       num_clients: the population; node ids run from 2 on.
       run_config: configuration that the app finds in its context.
       workers: processes, at least 1; with 1 the clients run in this very process.
+      warmup: of training in this process, if there is one worker, after which it may take more.
       deadline: seconds that one client may take.
       cohort_function: trains many clients at once; None if the model or the training forbids it.
       stacks: how a cohort is divided for that function; None where it may be called with any clients.
@@ -70,6 +72,7 @@ class InProcessGrid(AskingGrid):
     num_clients: int
     run_config: dict[str, Any]
     workers: int = 1
+    warmup: Warmup = field(default_factory=Warmup)
     deadline: float = 60.0
     cohort_function: CohortFunction | None = None
     stacks: Stacks | None = None
@@ -116,10 +119,19 @@ class InProcessGrid(AskingGrid):
           The sum, shape (size,), and the counts of replies and of those that are missing.
         """
         orders = order_for(order, nodes, spec, self.stacks)
-        indivisible = len(nodes) <= orders.stack and not self.forks_first
-        if self.workers == 1 or indivisible:
+        if self.workers == 1:
+            return self._sum_here(orders, size)
+        if len(nodes) <= orders.stack and not self.forks_first:  # indivisible
             return self.add(orders, CohortSum(np.zeros(size)))
         return self._sum_in_workers(orders, size)
+
+    def _sum_here(self, order: CohortOrder, size: int) -> CohortSum:
+        """Return the sum of the replies to an order, added in this process; take workers from then on if they pay."""
+        with self.warmup.timed():
+            cohort_sum = self.add(order, CohortSum(np.zeros(size)))
+        if not self._contexts:  # otherwise each worker would begin with the state of all clients
+            self.workers = self.warmup.workers
+        return cohort_sum
 
     def add(self, order: CohortOrder, cohort_sum: CohortSum) -> CohortSum:
         """Add the replies of an order's nodes in this process, and return the sum.

@@ -11,6 +11,7 @@ import os
 import re
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -20,6 +21,9 @@ from ..base.refusal import Refusal
 from .data import Data, Examples, mapped
 
 CPU = torch.device("cpu")
+CPU_QUOTA = Path(
+    "/sys/fs/cgroup/cpu.max"
+)  # as a container sees its own: microseconds of each period, and the period
 _WORKER = [0]  # number of this process among the workers of its engine
 
 
@@ -54,19 +58,22 @@ def check_made_here(model: nn.Module) -> None:
             raise Refusal("model", f"{name} on {value.device}", remedy)
 
 
-def units(name: str) -> int:
-    """Return how many processes can train at once on a device of this name: GPUs or else idle cores; no GPU is initialised."""
-    if name == "mps" or ":" in name:
-        return 1
-    gpus = torch.cuda.device_count() if name in ("auto", "cuda") else 0
-    if gpus:
-        return gpus
-    cores = os.cpu_count() or 1
-    with suppress(AttributeError):  # of systems that lack one of them
-        cores = len(os.sched_getaffinity(0))
-    with suppress(AttributeError, OSError):
-        cores = max(1, round(cores - os.getloadavg()[0]))
-    return cores
+def gpus(name: str) -> int:
+    """Return how many GPUs processes can train on at once, on a device of this name; no GPU is initialised."""
+    if name not in ("auto", "cuda"):
+        return 0
+    return torch.cuda.device_count()
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use, at least 1: by its affinity, and by Linux's control group."""
+    count = os.cpu_count() or 1
+    with suppress(AttributeError):  # of systems that lack it
+        count = len(os.sched_getaffinity(0))
+    with suppress(OSError, ValueError):  # no control group, or one without a quota: "max"
+        quota, period = CPU_QUOTA.read_text().split()
+        count = min(count, int(quota) // int(period))
+    return max(1, count)
 
 
 def device_of(name: str) -> torch.device:

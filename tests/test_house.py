@@ -88,8 +88,8 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 102_280,  # with docstrings, comments and blank lines
-    "lines of the core": 61_792,
+    "lines of the package": 102_382,  # with docstrings, comments and blank lines
+    "lines of the core": 61_894,
     "files that know many features": 0,
     "tests of None": 1_464,
     "tests of None on a part's name": 25,
@@ -98,8 +98,8 @@ CEILINGS = {
     "properties that are read for their refusal": 0,
     "names that are participles or adverbs": 7,
     "files with functions and no test of their name": 191,
-    "files that the smallest job loads": 186,
-    "lines that the smallest job loads": 31_319,
+    "files that the smallest job loads": 187,
+    "lines that the smallest job loads": 31_421,
 }
 SMALLEST = """
 import sys, json

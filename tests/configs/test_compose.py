@@ -55,7 +55,7 @@ def test_defaults_are_the_main_job() -> None:
     assert settings.partition == PlainPartition(name="iid")
     assert settings.cohort == PoissonCohort(rate=0.25)
     assert (settings.num_rounds, settings.seed, settings.checkpoint_every) == (100, None, 1)
-    assert (settings.engine.name, settings.engine.workers) == ("inprocess", 1)
+    assert (settings.engine.name, settings.engine.workers) == ("inprocess", None)
     assert isinstance(settings.privacy, ClientCentral)
     assert settings.privacy.target_epsilon == 3.0
     assert settings.privacy.target_delta == 1e-4

@@ -17,9 +17,9 @@ from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.wire import instruct, memory_arrays, view
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.run.build import build
-from fedveil.simulations import engines
+from fedveil.simulations import engines, warmup
 from fedveil.simulations.in_process import FIRST_NODE, InProcessGrid, Stacks
-from fedveil.tasks.hardware import units
+from fedveil.simulations.warmup import Warmup
 
 SPEC = SumSpec(100.0)
 SIZE = 4
@@ -123,14 +123,15 @@ def test_dying_worker_takes_only_its_share_and_is_replaced() -> None:
         grid.close()
 
 
+def counting(client: int, message: Message, context: Context) -> np.ndarray:
+    visits = context.state.metric_records.get("visits", MetricRecord({"n": 0}))
+    count = int(str(visits["n"])) + 1
+    context.state["visits"] = MetricRecord({"n": count})
+    return message.content.array_records["arrays"]["w"].numpy() + count
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_clients_state_stays_with_it(workers: int) -> None:
-    def counting(client: int, message: Message, context: Context) -> np.ndarray:
-        visits = context.state.metric_records.get("visits", MetricRecord({"n": 0}))
-        count = int(str(visits["n"])) + 1
-        context.state["visits"] = MetricRecord({"n": count})
-        return message.content.array_records["arrays"]["w"].numpy() + count
-
     grid = grid_of(app_of(counting), workers)
     nodes = [FIRST_NODE + k for k in range(8)]
     try:
@@ -140,8 +141,22 @@ def test_a_clients_state_stays_with_it(workers: int) -> None:
     np.testing.assert_allclose(sums, [8 * 1, 7 * 2, 6 * 3], atol=0.01)
 
 
+def test_clients_with_state_stay_in_the_process_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warmup, "WARMUP_SECONDS", 0.0)
+    stateless, stateful = (grid_of(app_of(each), 1) for each in (numbered, counting))
+    for grid, workers in ((stateless, 2), (stateful, 1)):
+        grid.warmup = Warmup(2, idle=1e9)
+        try:
+            sums = [total(grid).total[0] for _ in range(3)]
+            assert grid.workers == workers
+        finally:
+            grid.close()
+        growth = np.diff(sums) * SPEC.step
+        np.testing.assert_allclose(growth, 8.0 if grid is stateful else 0.0, atol=0.01)
+
+
 @pytest.mark.parametrize(
-    ("said", "stacks", "wanted"),
+    ("said", "stacks", "most"),
     [
         ("cohort=fixed cohort.size=3", None, 3),
         ("cohort=fixed cohort.size=9", None, 6),
@@ -149,25 +164,17 @@ def test_a_clients_state_stays_with_it(workers: int) -> None:
         ("cohort=fixed cohort.size=9", Stacks(10, 20), 1),
         ("cohort=fixed cohort.size=9", Stacks(4, 20), 2),
         ("cohort=fixed cohort.size=9", Stacks(10, 2), 5),
-        ("cohort=fixed cohort.size=9 engine.workers=2", Stacks(10, 20), 2),
     ],
 )
-def test_number_of_workers_is_the_fastest(
-    said: str, stacks: Stacks | None, wanted: int, monkeypatch: pytest.MonkeyPatch
+def test_a_trial_ends_in_no_more_workers_than_shares(
+    said: str, stacks: Stacks | None, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedveil.simulations.clients.units", lambda device: 6)
-    overrides = ["task=digits", "task.num_clients=10", "engine.workers=auto", *said.split()]
-    federation = build(settings_from_overrides(overrides))
+    monkeypatch.setattr("fedveil.simulations.clients.cores", lambda: 6)
+    federation = build(settings_from_overrides(["task=digits", "task.num_clients=10", *said.split()]))
     told = ClientSettings("digits", LocalTraining())
     clients = engines.clients_of(federation, told, 10, at_once=True)
-    assert (federation.settings.engine.workers or clients.workers(stacks)) == wanted
-
-
-@pytest.mark.parametrize(("load", "cores"), [(0.2, 4), (1.6, 2), (3.9, 1), (50.0, 1)])
-def test_busy_cores_get_no_worker(load: float, cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(4)))
-    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
-    assert units("cpu") == cores
+    assert federation.settings.engine.workers is None
+    assert clients.most_workers(stacks) == most
 
 
 @pytest.mark.parametrize(
