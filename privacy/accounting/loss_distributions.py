@@ -145,14 +145,14 @@ def _several(
         first, last = sampled_gaussian.grid_range(1.0, rate, noise, interval)
         if last - first >= MAX_CACHED:
             return PrivacyLossDistribution(*(_fine(each, rate, noise, interval, times) for each in SIDES))
-    once = _once(leaf, relation, interval)
+    once = losses_once(leaf, relation, interval)
     return once if times == 1 else _Repeated(once, times)
 
 
 def _fine(sign: float, rate: float, noise: float, interval: float, times: int) -> DensePLDPmf:
     """Return a side of a sampled Gaussian repeated `times`, in little memory: each array replaces the one before."""
     pmf: Any = sampled_gaussian.side(sign, rate, noise, interval)
-    support = _Support.of(pmf, times, *_growth.__wrapped__(pmf))
+    support = _Support.of(pmf, times, *log_moments.__wrapped__(pmf))
     length: Any = fft.next_fast_len(max(support.size, pmf.size), real=True)
     buffer: Any = np.zeros(length)
     buffer[: pmf.size] = pmf._probs
@@ -188,7 +188,7 @@ def _repeated_pmf(pmf: Any, times: int) -> Any:
     if not isinstance(pmf, DensePLDPmf) and pmf.size ** min(times, 10) <= sampled_gaussian.MAX_SPARSE:
         return _rounded(pmf.self_compose(times), times)
     dense = _dense(pmf)
-    support = _Support.of(dense, times, *_growth(dense))
+    support = _Support.of(dense, times, *log_moments(dense))
     length: Any = fft.next_fast_len(max(support.size, dense.size), real=True)
     is_cached = length <= MAX_CACHED
     spectrum = _cached_spectrum(dense, length) if is_cached else fft.rfft(dense._probs, length)
@@ -217,7 +217,7 @@ class _Support:
 
     @classmethod
     def of(cls, pmf: Any, times: int, orders: Floats, growth: Floats) -> "_Support":
-        """Return the support of a PMF composed `times`, by Chernoff's bound with what `_growth` returns for it."""
+        """Return the support of a PMF composed `times`, by Chernoff's bound with what `log_moments` returns for it."""
         ends = (times * growth + math.log(2 / DROPPED)) / orders
         first = max(0, math.floor(np.max(ends, where=np.isfinite(ends) & (orders < 0), initial=0)))
         end = (pmf.size - 1) * times
@@ -236,13 +236,13 @@ class _Support:
 
 def forget() -> None:
     """Clear cached distributions, such as those of the noise multipliers that a plan has tried."""
-    for cached in (_once, _gaussian, _dense, _growth, _cached_spectrum):
+    for cached in (losses_once, _gaussian, _dense, log_moments, _cached_spectrum):
         cached.cache_clear()
 
 
 @lru_cache(maxsize=64)
 def _dense(pmf: Any) -> Any:
-    """Return a PMF as an array, always the same for `_growth` and `_cached_spectrum`; dp_accounting keeps few points as a dictionary."""
+    """Return a PMF as an array, always the same for `log_moments` and `_cached_spectrum`; dp_accounting keeps few points as a dictionary."""
     return pmf.to_dense_pmf()
 
 
@@ -268,7 +268,7 @@ def _power(square: Any, times: int, overwrite: bool) -> Any:
 
 
 @lru_cache(maxsize=64)
-def _growth(pmf: Any) -> tuple[Floats, Floats]:
+def log_moments(pmf: Any) -> tuple[Floats, Floats]:
     """Return orders for Chernoff's bound, and at each the log of the moment, the sum of masses * e^(order * point).
 
     Points are counted from 0 at the least loss; orders of both signs go up to `MAX_GROWTH` over the number of points.
@@ -363,12 +363,12 @@ def _deltas(dense: Any, epsilons: Floats) -> Floats:
 
 
 @lru_cache(maxsize=256)
-def _once(leaf: Leaf, relation: "NeighboringRelation", interval: float) -> PrivacyLossDistribution:
+def losses_once(leaf: Leaf, relation: "NeighboringRelation", interval: float) -> PrivacyLossDistribution:
     """Return the PLD of a leaf that happens once. Arguments as of `distribution`."""
     from dp_accounting.privacy_accountant import NeighboringRelation
 
     if is_exchanged(leaf):
-        return _once(leaf.event, NeighboringRelation.REPLACE_ONE, interval)
+        return losses_once(leaf.event, NeighboringRelation.REPLACE_ONE, interval)
     parts, scale = sample_leaves(leaf), gaussian_scale(leaf)
     if scale is not None:
         rate, noise = scale
@@ -397,7 +397,7 @@ def _once(leaf: Leaf, relation: "NeighboringRelation", interval: float) -> Priva
 
 
 # The Gaussians of a run together are another Gaussian after each round, which is needed in that round alone.
-_gaussian = lru_cache(maxsize=8)(_once.__wrapped__)
+_gaussian = lru_cache(maxsize=8)(losses_once.__wrapped__)
 
 
 def _removed(pmf: Any, rate: float, interval: float) -> DensePLDPmf:

@@ -15,9 +15,9 @@ from dp_accounting.pld.pld_pmf import SparsePLDPmf
 from fedveil.privacy.accounting import loss_distributions
 from fedveil.privacy.accounting.epsilon import GATE_INTERVAL, epsilon, forget_distributions
 from fedveil.privacy.accounting.loss_distributions import (
-    _once,  # pyright: ignore[reportPrivateUsage]
     _Repeated,  # pyright: ignore[reportPrivateUsage]
     distribution,
+    losses_once,
 )
 from fedveil.privacy.accounting.renyi import relation_of
 from fedveil.privacy.accounting.sampled_gaussian import distribution as sampled
@@ -153,7 +153,7 @@ def test_a_fine_grid_takes_few_arrays_at_once() -> None:
     del whole, composed
     compose = partial(loss_distributions.distribution, ((leaf, 203),), relation, interval)
     assert arrays_at_once(compose, size) < 3.5
-    assert _once.cache_info().currsize == 0
+    assert losses_once.cache_info().currsize == 0
     composed = compose()
     assert arrays_at_once(lambda: loss_distributions.epsilon(composed, 1e-7), size) < 1
 
@@ -162,4 +162,4 @@ def test_a_plan_keeps_no_distribution_of_the_noises_that_it_tried() -> None:
     forget_distributions()
     plan = Plan(Unit.CLIENT, Adjacency.ZERO_OUT, Poisson(1e-4), 1.0, 50, adversaries=(Adversary.MODEL,))
     plan.calibrate(Budget(Unit.CLIENT, 3.0, 1e-7))
-    assert _once.cache_info().currsize <= 4
+    assert losses_once.cache_info().currsize <= 4
