@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ...privacy.accounting.epsilon import GATE_INTERVAL, PUBLISH_INTERVAL
+import numpy as np
+
+from ...privacy.accounting.epsilon import GATE_INTERVAL, PUBLISH_INTERVAL, grouped
+from ...privacy.accounting.events import Counts
 from ...privacy.accounting.renyi_filter import spent_epsilon
 from ...privacy.budget import Adjacency, Adversary, Budget, Unit
 from ...privacy.ledger.caps import ledger_folder
@@ -34,6 +39,7 @@ from .signatures import SHORT
 
 BATCHES = "poisson batches"  # begin of `sampling` in rows that the clients' ledgers account for
 PARTICIPATION = f"{BATCHES}, in the rounds taken part in"
+MIN_TOGETHER = 32  # rounds whose epsilons are computed together
 UNLIMITED = 1e6  # a target epsilon from here on is no limit
 
 
@@ -82,7 +88,7 @@ def check_known_heads(folder: BoundFolder) -> str:
     """Check that the ledger contains the entries that the result and the verifier name."""
     entries = folder.entries
     heads = {"the result": folder.last_head}
-    if folder.knowledge.head is not None:
+    if folder.knowledge.head:
         heads["--head"] = folder.knowledge.head
     for source, head in heads.items():
         if head.seq > len(entries) or head.seq < 1 or entries[head.seq - 1].hash != head.hash:
@@ -154,6 +160,19 @@ class _Spending:
         events = [repeated(event_of(text), count) for text, count in self.events]
         return spent_epsilon(events, budget.target_delta, budget.adjacency, self.filter_order, GATE_INTERVAL)
 
+    def leaf_counts(self) -> Counts:
+        counts: Counter[Any] = Counter()
+        for text, count in self.events:
+            for leaf, times in _leaves_of(text):
+                counts[leaf] += times * count
+        return tuple(counts.items())
+
+
+@cache
+def _leaves_of(text: str) -> Counts:
+    """Return the leaves of an event, a JSON text."""
+    return grouped([event_of(text)])
+
 
 def check_epsilon_of_rounds(folder: BoundFolder) -> str:
     """Recompute the epsilon in each round's line from the entries up to that round."""
@@ -165,15 +184,34 @@ def check_epsilon_of_rounds(folder: BoundFolder) -> str:
     budgets = list(folder.ledger_state.granted.values())
     if not rows or not budgets:
         raise NotShown("no round has entries under the last name of the run")
-    epsilons: dict[_Spending, float] = {}  # many rounds of arms, or with adaptive noise, have the same
-    for row in rows:
-        spending, stated = by_round[row["round"]], float(row[column])
-        if spending not in epsilons:
+    spendings = [by_round[row["round"]] for row in rows]
+    claims = [float(row[column]) for row in rows]
+    epsilons = _epsilons_together(dict(zip(spendings, claims, strict=True)), budgets[0])
+    for row, spending, stated in zip(rows, spendings, claims, strict=True):
+        if not is_close(epsilons.get(spending, math.nan), stated):
             epsilons[spending] = spending.epsilon(budgets[0])
         if not is_close(epsilons[spending], stated):
             fault = f"round {row['round']} has epsilon {stated:.6g}, and the ledger {epsilons[spending]:.6g}"
             raise Wrong(fault)
     return f"{len(rows)} of {len(folder.rounds)} rounds recomputed"
+
+
+def _epsilons_together(claims: Mapping[_Spending, float], budget: Budget) -> dict[_Spending, float]:
+    """Return the epsilon of each spending without a filter, those of all rounds at once; NaN for the ones that need their own.
+
+    Args:
+      claims: stated epsilon of each spending, from which its epsilon is searched.
+      budget: its delta and adjacency are used.
+    """
+    spendings = [each for each in claims if not each.filter_order]
+    if len(spendings) < MIN_TOGETHER:
+        return {}
+    from ...privacy.accounting.many_epsilons import epsilons as many_epsilons  # needs parts of SciPy
+
+    guesses = np.array([claims[each] for each in spendings])
+    compositions = [each.leaf_counts() for each in spendings]
+    sizes = many_epsilons(compositions, budget.target_delta, budget.adjacency, guesses)
+    return dict(zip(spendings, sizes.tolist(), strict=True))
 
 
 def _spending_by_round(entries: Sequence[Entry], run: str) -> Iterator[tuple[int, _Spending]]:

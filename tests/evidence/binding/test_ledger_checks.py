@@ -17,6 +17,7 @@ from fedveil.base.refusal import Refusal
 from fedveil.cli.report import bundle
 from fedveil.cli.verify import verify
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.evidence.binding import ledger_checks
 from fedveil.evidence.binding.bound_folder import Knowledge
 from fedveil.evidence.binding.bundle import LIST, read_list
 from fedveil.evidence.binding.signatures import FILE as SIGNATURES
@@ -198,6 +199,17 @@ def test_epsilon_is_recomputed_under_valid_hashes(copy: Path, signed: Signed, na
     edit(copy)
     close_anew(copy)
     assert expected in wrong(verify_folder(copy, Knowledge()))
+
+
+def test_a_round_among_many_is_recomputed_with_them(
+    copy: Path, signed: Signed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_checks, "MIN_TOGETHER", 1)
+    close_anew(copy)
+    assert wrong(verify_folder(copy, Knowledge())) == {}
+    of_rounds(copy)
+    close_anew(copy)
+    assert "epsilon of each round" in wrong(verify_folder(copy, Knowledge()))
 
 
 def test_another_manifest_than_the_close_knows_is_named(copy: Path, signed: Signed) -> None:
