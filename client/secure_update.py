@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Protocol, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
@@ -273,6 +274,13 @@ def _agreed_spec(content: RecordDict, terms: AttemptTerms, collusion: float) -> 
         spec = read_share_spec(content)
     except (Refusal, ValueError, KeyError) as error:
         raise Refused(Reason.POLICY, "the vector's spec is missing or unsafe") from error
+    _check_spec(spec, terms, collusion)
+    return spec
+
+
+@lru_cache(maxsize=16)  # asked twice for a vector, and by all nodes of one process
+def _check_spec(spec: ShareSpec, terms: AttemptTerms, collusion: float) -> None:
+    """Refuse a spec as `_agreed_spec` does."""
     attendance = spec.attendance
     assumed = max(colluders(terms.cohort_size, collusion), attendance.colluders)
     promised = terms.noise_multiplier * (1 - NOISE_TOLERANCE)
@@ -288,4 +296,3 @@ def _agreed_spec(content: RecordDict, terms: AttemptTerms, collusion: float) -> 
     for name, met in demands.items():
         if not met:
             raise Refused(Reason.POLICY, f"{name} of the spec differs from the terms")
-    return spec

@@ -19,11 +19,10 @@ class PairKeys:
     def agree(self, key: X25519PrivateKey, peer: bytes, info: bytes, public: bytes = b"") -> bytes:
         """Return the same key as the function `agree`, of the same arguments."""
         public = public or public_of(key)
-        pair = (*sorted((public, peer)), info)
-        if pair in self._waiting:
-            return self._waiting.pop(pair)
+        if common := self._waiting.pop((peer, public, info), b""):
+            return common
         common = agree(key, peer, info, public)
-        self._waiting[pair] = common
+        self._waiting[public, peer, info] = common
         if len(self._waiting) > MAX_WAITING:
             del self._waiting[next(iter(self._waiting))]
         return common

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from .refusal import Reason, Refused
-from .transcript import Purpose, frame
+from .transcript import Purpose, frame, framed
 
 KEY_BYTES = 32
 KEM_KEY_BYTES = 2 * 1184  # a public key of ML-KEM-768 for shares, and one for masks
@@ -154,7 +154,7 @@ def agree(key: X25519PrivateKey, peer: bytes, info: bytes, public: bytes = b"") 
       Refused: MALFORMED if `peer` is not a public key, or has low order, so that everybody knows the secret.
     """
     try:
-        secret = key.exchange(X25519PublicKey.from_public_bytes(peer))
+        secret = key.exchange(_public(peer))
     except ValueError as error:
         raise Refused(Reason.MALFORMED, "not a usable X25519 public key") from error
     return pair_key(secret, public or public_of(key), peer, info)
@@ -162,7 +162,18 @@ def agree(key: X25519PrivateKey, peer: bytes, info: bytes, public: bytes = b"") 
 
 def pair_key(secret: bytes, public: bytes, peer: bytes, info: bytes) -> bytes:
     """Return the common 32-byte key of two parties from their X25519 secret; see `agree`."""
-    return derive(secret, frame(Purpose.PAIR, info, *sorted((public, peer))))
+    return derive(secret, _pair_opening(info) + b"".join(map(framed, sorted((public, peer)))))
+
+
+@lru_cache(maxsize=1 << 10)  # simulated nodes in one process agree with the same neighbours
+def _public(key: bytes) -> X25519PublicKey:
+    return X25519PublicKey.from_public_bytes(key)
+
+
+@lru_cache(maxsize=16)  # a node derives the keys of all its pairs in one context
+def _pair_opening(info: bytes) -> bytes:
+    """Return how `frame` begins in `pair_key`, before both public keys."""
+    return frame(Purpose.PAIR, info)
 
 
 # Public keys with which X25519 gives everybody the same secret, RFC 7748, section 7: the points of order 1 to 8 of the
