@@ -6,7 +6,8 @@ machine, who has the clients' data in any case.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -14,10 +15,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from ..messages.client_settings import Encryption
 from ..privacy.mechanisms.randomness import keyed_stream
 from ..privacy.secagg.client import Participant
-from ..privacy.secagg.double_signature import both_of, post_quantum_public
+from ..privacy.secagg.double_signature import both_of, post_quantum_public, sign_by
+from ..privacy.secagg.own_signatures import OwnSignatures, SimulatedMember
 from ..privacy.secagg.policy import Policy
 from ..privacy.secagg.roster import Member, Roster, read_roster, write_roster
-from ..privacy.secagg.suite import public_of
+from ..privacy.secagg.suite import Suite, public_of
 from ..privacy.secagg.transcript import Profile
 
 FIRST_NODE = 2  # as in the engines: node 1 is Flower's server
@@ -34,6 +36,7 @@ class Identity:
       node_key: 32 bytes that seal its memory, secret.
       policy: conditions of its owner for every attempt.
       roster: the newest roster that the node has; every attempt must name this one.
+      sign: as `double_signature.sign_by`.
     """
 
     node: int
@@ -41,10 +44,11 @@ class Identity:
     node_key: bytes = field(repr=False)
     policy: Policy
     roster: Roster
+    sign: Callable[[Suite, Ed25519PrivateKey, bytes, bytes], bytes] = field(default=sign_by, repr=False)
 
     def participant(self) -> Participant:
         """Return the protocol's participant for this node, without memory of earlier messages."""
-        return Participant(self.node, self.key, self.policy, self.roster)
+        return Participant(self.node, self.key, self.policy, self.roster, sign=self.sign)
 
 
 @lru_cache(maxsize=1 << 10)  # a client asks several times in a round
@@ -68,7 +72,8 @@ def simulated_identity(settings: Encryption, client: int) -> Identity:
         profile=Profile(settings.profile),
     )
     node_key = keyed_stream(secret, "node key", node).bytes(32)
-    return Identity(node, _key(secret, node), node_key, policy, roster)
+    own = _own_signatures(settings.identities)
+    return Identity(node, _key(secret, node), node_key, policy, roster, own.sign_by)
 
 
 @lru_cache(maxsize=4)
@@ -82,10 +87,23 @@ def simulated_roster(identities: str, clients: int, doubly: bool = False) -> tup
     """
     secret = bytes.fromhex(identities)
     authority = _key(secret, 0)
-    members = [_member(secret, node, doubly) for node in range(FIRST_NODE, FIRST_NODE + clients)]
+    nodes = range(FIRST_NODE, FIRST_NODE + clients)
     public = both_of(authority) if doubly else public_of(authority)
-    signed = write_roster(Roster(1, tuple(members)), authority, doubly=doubly)
-    return read_roster(signed, public), public
+    signed = write_roster(
+        Roster(1, tuple(_member(secret, node, doubly) for node in nodes)), authority, doubly=doubly
+    )
+    roster, own = read_roster(signed, public), _own_signatures(identities)
+    members = [
+        SimulatedMember(each.node, each.name, each.public, each.not_after, each.post_quantum, own)
+        for each in roster.members
+    ]
+    return replace(roster, members=tuple(members)), public
+
+
+@lru_cache(maxsize=4)
+def _own_signatures(identities: str) -> OwnSignatures:
+    """Return the signatures of simulated clients in this process; argument as of `simulated_roster`."""
+    return OwnSignatures()
 
 
 def _member(secret: bytes, node: int, doubly: bool) -> Member:

@@ -46,7 +46,7 @@ from .policy import Policy, check
 from .refusal import Reason, Refused
 from .roster import Roster
 from .shamir import new_secret
-from .suite import KEY_BYTES, SUITES, agree, derive, key_from_seed, public_of, seal, suite_of, unseal
+from .suite import KEY_BYTES, SUITES, Suite, agree, derive, key_from_seed, public_of, seal, suite_of, unseal
 from .transcript import HASH_BYTES, AttemptTerms, Profile, Purpose, frame, signs
 
 ToNode = (
@@ -68,7 +68,8 @@ class Participant:
       roster: of the members.
       newest_attempts: by run and round, the highest attempt it was asked to join, or `OVER`; of the last two rounds.
       attempts: current attempts, by context.
-      agree: as `suite.agree`; nodes that one process simulates may share `PairKeys`.
+      sign: as `double_signature.sign_by`; nodes that one process simulates may share `OwnSignatures`.
+      agree: as `suite.agree`; they may share `PairKeys`.
     """
 
     node: int
@@ -77,6 +78,7 @@ class Participant:
     roster: Roster
     newest_attempts: dict[int, dict[int, int]] = field(default_factory=dict[int, dict[int, int]])
     attempts: dict[bytes, NodeAttempt] = field(default_factory=dict[bytes, NodeAttempt], repr=False)
+    sign: Callable[[Suite, Ed25519PrivateKey, bytes, bytes], bytes] = field(default=sign_by, repr=False)
     agree: Callable[[X25519PrivateKey, bytes, bytes, bytes], bytes] = field(default=agree, repr=False)
 
     def handle(self, message: bytes, now: int, work: Work | None = None) -> bytes:
@@ -188,7 +190,7 @@ class Participant:
         reply_key = agree(secret, server_key, reply_info(context))
         kem_keys = public_keys(share_seed, mask_seed) if suite_of(terms.suite).hybrid else b""
         draft = wire.Advert(self.node, public_of(key_from_seed(mask_seed)), public_of(secret), b"", kem_keys)
-        advert = replace(draft, signature=sign_by(suite_of(terms.suite), self.key, context, draft.body))
+        advert = replace(draft, signature=self.sign(suite_of(terms.suite), self.key, context, draft.body))
         for old_context, old in list(self.attempts.items()):
             if (old.terms.run, old.terms.round) == (terms.run, terms.round):
                 self._end(old_context)
@@ -236,7 +238,7 @@ class Participant:
         unsigned = wire.SealedShares(
             agreed.cohort, sealed, ours.commitments, ours.proof, ours.seed, b"", b"".join(kem)
         )
-        signature = sign_by(agreed.suite, self.key, agreed.cohort, deal_body(self.node, unsigned))
+        signature = self.sign(agreed.suite, self.key, agreed.cohort, deal_body(self.node, unsigned))
         attempt.dealt = deal_hash(self.node, unsigned)
         return tag_reply(attempt, wire.write(replace(unsigned, signature=signature)))
 
@@ -325,7 +327,7 @@ class Participant:
                 # In a hybrid suite a proof of the X25519 half would decide nothing: the server counts accusers.
                 proof = bytes(PROOF_BYTES) if agreed.suite.hybrid else disclose(secret, key, cohort)
                 body = complaint_body(self.node, peer, deal_hash(peer, sealed_shares), proof)
-                signed.append(sign_by(agreed.suite, self.key, cohort, body))
+                signed.append(self.sign(agreed.suite, self.key, cohort, body))
                 proofs[peer] = proof
         attempt.pair_keys = attempt.share_seed = b""
         attempt.complained = tuple(proofs)
@@ -421,7 +423,7 @@ class Participant:
         attempt.stage = Stage.CONFIRMED
         context, survivors_hash = attempt.view
         unsigned = wire.Confirmation(self.node, attempt.model_hash, context, survivors_hash, b"")
-        signature = sign_by(agreed.suite, self.key, attempt.context, unsigned.body)
+        signature = self.sign(agreed.suite, self.key, attempt.context, unsigned.body)
         return tag_reply(attempt, wire.write(replace(unsigned, signature=signature)))
 
     def _open(self, attempt: NodeAttempt, proof: wire.Confirmed, now: int) -> bytes:
@@ -445,7 +447,9 @@ class Participant:
         reveal = wire.Revealed(view, bytes(shares), bytes(keys), seeds)
         if signs(attempt.terms):
             body = reveal_body(self.node, reveal, attempt.acceptance)
-            reveal = replace(reveal, signature=sign_by(attempt.agreed.suite, self.key, attempt.context, body))
+            reveal = replace(
+                reveal, signature=self.sign(attempt.agreed.suite, self.key, attempt.context, body)
+            )
         reply = tag_reply(attempt, wire.write(reveal))
         self.newest_attempts.setdefault(attempt.terms.run, {})[attempt.terms.round] = OVER
         self._end(attempt.context)
@@ -481,6 +485,8 @@ def _replace_piece(row: bytes, index: int, piece: bytes) -> bytes:
 
 def _select_pieces(row: bytes, size: int, selection: Sequence[bool]) -> bytes:
     """Return the selected pieces of a row of pieces of this size."""
+    if all(selection):
+        return row
     return b"".join(piece for piece, stays in zip(cut(row, size), selection, strict=True) if stays)
 
 

@@ -561,6 +561,7 @@ BEYOND: dict[str, str] = {
     "a quote that the owner's command refuses counts": ADMISSION,
     "a quote vouches for any nonce": ADMISSION,
     "one half of a double signature is enough": ADMISSION,
+    "any body has a signature that this process made": ADMISSION,
     "a roster counts without its second signature": ADMISSION,
     "one member's ended certificate stops every sum": "a server that ends, and no number that is released",
     "rounds are charged under a server's ended certificate": "a server that ends, and no number that is released",
