@@ -77,9 +77,11 @@ class Clients:
             fewest = math.ceil(PARAMETERS_PER_WORKER / max(1, parameters))
             stacks = Stacks(fewest, self.count)  # of records in one step, however many
             if self._trains_plainly:
-                from ..client.training.cohort_training import MAX_STACK
+                from ..client.training.cohort_training import MAX_IMAGES, MAX_STACK, image_layers
 
                 stacks = Stacks(max(FEWEST_STACKED, fewest), MAX_STACK)
+                if client.accelerator == "cpu" and image_layers(probe):
+                    stacks = Stacks(MAX_IMAGES // 2, MAX_IMAGES)
         mods = fault_mods(self.faults, self.randomness, self.deadline)
         return InProcessGrid(
             client_app=make_client_app(lambda _: text, mods, bench, self._memory),
@@ -120,7 +122,7 @@ class Clients:
         """
         from ..client.training.cohort_training import can_vectorise, sum_cohort
 
-        if self._trains_plainly and can_vectorise(probe):
+        if self._trains_plainly and can_vectorise(probe, self.settings.accelerator):
             return partial(sum_cohort, bench)
         if self.settings.record and self.at_once and not self.faults.any:
             from ..client.dp_sgd import stacked

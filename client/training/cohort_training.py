@@ -3,7 +3,7 @@
 On a small model nearly all the time of a client is Python overhead. Clients are stacked, and one vectorised step
 (`torch.func.vmap`) trains them all, with the same batches, order and seeds; a test verifies that the result equals that
 of single clients up to float rounding. It is chosen when the model has few parameters; a model that cannot be
-vectorised is trained client by client.
+vectorised is trained client by client. Networks of few channels are stacked in `convolutions`, a few clients at a time.
 
 Clients with different numbers of examples share a stack if the loss of a batch is the mean of its examples' losses, as
 `tasks/independence.py` measures: smaller batches are padded with examples of weight 0, and a client that has taken all
@@ -45,6 +45,10 @@ MAX_PARAMETERS = 50_000  # above it, one client's matrix products saturate a cor
 MAX_STACK = 128  # clients in a stack, so that memory does not grow with the cohort
 MAX_VISITS = 1 << 20  # of examples in a stack's epochs, whose order takes 8 bytes each
 FREE_ROWS = 256  # of a step, below which Python dominates and padding costs nothing
+PADDED_IMAGES = (
+    1.2  # rows of a first step of convolutions, over those without padding, up to which stacking pays
+)
+MAX_IMAGES = 16  # clients that one process takes at a time, to stack the convolutions of a few in turn
 
 
 class LoadedClient(NamedTuple):
@@ -75,17 +79,51 @@ class Product(NamedTuple):
     outputs: Tensor
 
 
-def can_vectorise(bench: Workbench) -> bool:
-    """Return whether cohorts can be trained at once: without own ledgers, on a small model, all trained, that vmap can run."""
-    return bench.settings.record is None and is_small(bench) and _steps_stack(bench) and _traces(bench)
+def can_vectorise(bench: Workbench, accelerator: str = "cpu") -> bool:
+    """Return whether cohorts can be trained at once: without own ledgers, all trained, by layers or by vmap.
+
+    Args:
+      bench: on the processor.
+      accelerator: on which cohorts train.
+    """
+    if bench.settings.record is not None or not (_all_train(bench) and _steps_stack(bench)):
+        return False
+    if accelerator == "cpu" and image_layers(bench):
+        return _most_images(bench, bench.settings.training) > 1 and _traces(bench)
+    return is_small(bench) and _traces(bench)
+
+
+def image_layers(bench: Workbench) -> Layers:
+    """Return the layers of a network of convolutions that is stacked in groups of channels; none for any other bench."""
+    if bench.device.type != "cpu" or not any(p.dim() == 4 for p in bench.model.parameters()):
+        return []
+    from .convolutions import convolutional
+
+    return convolutional(bench.model)
+
+
+def _most_images(bench: Workbench, training: LocalTraining, examples: Examples | None = None) -> int:
+    """Return how many clients' convolutions pay in one stack, at least 1, by a client's examples or the first one's."""
+    from .convolutions import most_clients
+
+    try:
+        inputs = (examples or _stackable(bench, 0)).inputs
+        rows = min(max(1, len(inputs)), training.batch_size)
+        return max(1, most_clients(image_layers(bench), inputs.new_zeros((1, *inputs.shape[1:])), rows))
+    except Exception:  # noqa: BLE001 (on any error of the task's code, clients are trained one by one)
+        return 1
 
 
 def is_small(bench: Workbench) -> bool:
     """Return whether the model has few parameters, all trained and sent, and no buffers."""
+    return sum(p.numel() for p in bench.model.parameters()) <= MAX_PARAMETERS and _all_train(bench)
+
+
+def _all_train(bench: Workbench) -> bool:
+    """Return whether all of the model is parameters that are trained and sent."""
     parameters = list(bench.model.parameters())
-    few = sum(p.numel() for p in parameters) <= MAX_PARAMETERS
     all_train = len(parameters) == len(bench.model.state_dict()) == len(sent_state(bench.model))
-    return few and all_train and next(bench.model.buffers(), None) is None
+    return all_train and next(bench.model.buffers(), None) is None
 
 
 def stacked_layers(bench: Workbench) -> Layers:
@@ -201,9 +239,41 @@ def _stacks(bench: Workbench, clients: Group, training: LocalTraining) -> list[G
     Clients with different numbers of examples share a group only if the loss keeps examples independent, and if the first
     step, with all batches padded to the widest, has at most `FREE_ROWS` rows or twice as many as without padding.
     """
-    by_size = [list(group) for _, group in groupby(clients, _records)]
-    if len(by_size) < 2 or not bench.isolates_examples(lambda: joined([examples for _, examples in clients])):
-        return by_size
+    stacks, layers = [list(group) for _, group in groupby(clients, _records)], image_layers(bench)
+    fit = _rows_fit
+    if layers:
+        fit = _images_fit
+    if len(stacks) > 1 and bench.isolates_examples(lambda: joined([examples for _, examples in clients])):
+        stacks = _filled_up(clients, training, fit)
+    if not layers:
+        return stacks
+    return [
+        part for group in stacks for part in _parts(group, _most_images(bench, training, group[0].examples))
+    ]
+
+
+def _parts(group: Group, most: int) -> list[Group]:
+    """Return the group in parts of at most so many clients, equal but for one."""
+    parts = -(-len(group) // most)
+    return [group[len(group) * n // parts : len(group) * (n + 1) // parts] for n in range(parts)]
+
+
+def _rows_fit(padded: int, rows: int) -> bool:
+    return padded <= max(2 * rows, FREE_ROWS)
+
+
+def _images_fit(padded: int, rows: int) -> bool:
+    return padded <= PADDED_IMAGES * rows
+
+
+def _filled_up(clients: Group, training: LocalTraining, fit: Callable[[int, int], bool]) -> list[Group]:
+    """Return the clients in groups of uneven ones, as `_stacks`.
+
+    Args:
+      clients: of the cohort.
+      training: its settings.
+      fit: returns whether a group may have a first step of so many rows, with padding and without it.
+    """
     stacks: list[Group] = []
     rows = visits = 0  # of the last stack: rows of its first step unpadded, and examples of all its epochs
     for one in clients:
@@ -212,7 +282,7 @@ def _stacks(bench: Workbench, clients: Group, training: LocalTraining) -> list[G
         if stacks and visits <= MAX_VISITS:
             widest = min(_records(stacks[-1][0]), training.batch_size)
             padded_rows = widest * (len(stacks[-1]) + 1)
-            if padded_rows <= max(2 * rows, FREE_ROWS):
+            if fit(padded_rows, rows):
                 stacks[-1].append(one)
                 continue
         stacks.append([one])
@@ -290,7 +360,7 @@ def stacked(start: Mapping[str, Tensor], clients: int) -> dict[str, Tensor]:
 
 def _losses(bench: Workbench, flat: bool) -> Losses:
     """Return the function that computes each client's loss with the task's model; `flat` as of `perceptron`."""
-    model, layers = bench.model, perceptron(bench.model, flat)
+    model, layers, images = bench.model, perceptron(bench.model, flat), image_layers(bench)
     loss_of = _loss_of(bench.task)
 
     def outputs_of(weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
@@ -298,7 +368,12 @@ def _losses(bench: Workbench, flat: bool) -> Losses:
 
     def losses(weights: dict[str, Tensor], inputs: Tensor, targets: Tensor, shares: Tensor | None) -> Tensor:
         with bench.precision():
-            outputs = forward(layers, weights, inputs)[0] if layers else vmap(outputs_of)(weights, inputs)
+            if images:
+                from .convolutions import forward_images
+
+                outputs = forward_images(images, weights, inputs)
+            else:
+                outputs = forward(layers, weights, inputs)[0] if layers else vmap(outputs_of)(weights, inputs)
             if shares is None:
                 return loss_of(outputs, targets)
             return (example_losses(bench.task, outputs, targets).unflatten(0, shares.shape) * shares).sum(1)

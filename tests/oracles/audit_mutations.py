@@ -202,6 +202,10 @@ BEYOND: dict[str, str] = {
         "what a device adds to its sum is planned for fewer records, which no canary of a server can see",
     ),
     **dict.fromkeys(
+        ("a client's images go to another's layers in a stack", "circular padding is stacked as zeros"),
+        "of how plain training is computed, before any sum, which an audit takes as it is",
+    ),
+    **dict.fromkeys(
         (
             "layers that have seen a record train an update that is to hide it",
             "layers that one client trained reach the next",
