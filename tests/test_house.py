@@ -88,8 +88,8 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 102_971,  # with docstrings, comments and blank lines
-    "lines of the core": 62_445,
+    "lines of the package": 102_988,  # with docstrings, comments and blank lines
+    "lines of the core": 62_462,
     "files that know many features": 0,
     "tests of None": 1_464,
     "tests of None on a part's name": 25,
