@@ -115,11 +115,11 @@ def plan_curve(run: RunFiles) -> list[list[Any]]:
     adjacency = Adjacency(json.loads(run.entries[0].payload)["adjacency"])
     curve: list[list[Any]] = []
     for number in sorted({max(1, round(num_rounds * part / MARKS)) for part in range(MARKS + 1)}):
-        events = of_round * number
+        counts = Counter(dict.fromkeys(of_round, number))
         if schedule != "none":  # after each interval, and after the last round
             is_between = number == num_rounds and num_rounds % interval > 0
-            events += of_evaluation * (number // interval + is_between)
-        curve.append([number, stated_epsilon(spent_epsilon(events, delta, adjacency, None, GATE_INTERVAL))])
+            counts.update(dict.fromkeys(of_evaluation, number // interval + is_between))
+        curve.append([number, stated_epsilon(spent_epsilon(counts, delta, adjacency, None, GATE_INTERVAL))])
     return curve
 
 
