@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
 MAX_HISTORIES = 4  # that are followed: one for each adversary and one to spare
-MAX_FITTING = 16  # counts that are known to fit, of each budget
+MAX_FITTING = 1 << 12  # budgets and sets of leaves of which counts are known to fit
+DOUBLINGS = 5  # of counts that fit by RDP, which are then known to fit up to 32 times
 MAX_CACHED_EVENTS = 1 << 14  # events whose leaves are remembered
 
 LeafCounts = dict[int, int]  # how often each leaf happened, by the leaf's number in the gate's list
@@ -91,7 +92,8 @@ class Gate:
         self._rounded: dict[tuple[int, float], int] = {}  # by the leaf's number and the levels
         self._histories: list[_History] = []  # the newest first
         self._failing: dict[tuple[Budget, float], list[LeafCounts]] = {}  # refused, by budget and grid step
-        self._fitting: dict[Budget, list[LeafCounts]] = {}  # admitted; smaller counts fit as well
+        # Admitted counts, by budget and leaves; smaller counts fit as well.
+        self._fitting: dict[tuple[Budget, frozenset[int]], LeafCounts] = {}
         self._lock = Lock()
 
     def fits(
@@ -105,28 +107,26 @@ class Gate:
         with self._lock:
             step = self._count([proposed])
             total = _sum(self._count(spent), step)
-            fitting = self._fitting.setdefault(budget, [])
-            if any(_covers(each, total) for each in fitting):
+            kind = budget, frozenset(total)
+            if _covers(self._fitting.get(kind, {}), total):
                 return True
             history = self._history_of(total, budget)
             fits = self._has_room(history, total) or self._fits(history, total, step)
             if fits:
                 ahead = {} if history.worst is None else {history.worst: history.times}
                 more = _sum(history.base, ahead)
-                largest = more if _covers(more, total) else total
-                others = [each for each in fitting if not _covers(largest, each)]
-                self._fitting[budget] = [largest, *others[: MAX_FITTING - 1]]
+                if len(self._fitting) >= MAX_FITTING:
+                    self._fitting.clear()
+                self._fitting[kind] = more if _covers(more, total) else self._doubled(total, budget)
             return fits
 
     def _fits(self, history: _History, total: LeafCounts, step: LeafCounts) -> bool:
         """Return by computation whether `total`, which ends with `step`, fits; if PLD shows it, it is the new base."""
         budget = history.budget
-        facts = [self._facts_of(number, budget.adjacency) for number in total]
-        renyi_epsilon = _by_renyi(total, facts, budget.target_delta)
-        size = 0.0 if renyi_epsilon is None else renyi_epsilon
-        is_bound = renyi_epsilon is not None and all(each.renyi_holds for each in facts)
-        if is_bound and size <= budget.target_epsilon:
+        if self._fits_by_renyi(total, budget):
             return True
+        facts = [self._facts_of(number, budget.adjacency) for number in total]
+        size = _by_renyi(total, facts, budget.target_delta) or 0.0
         loss = min((each.typical_loss for each in facts), default=math.inf)
         interval = first_interval(loss, GATE_INTERVAL, size)
         failing = self._failing.setdefault((budget, interval), [])
@@ -141,6 +141,21 @@ class Gate:
             return True
         failing.append(total)
         return False
+
+    def _fits_by_renyi(self, total: LeafCounts, budget: Budget) -> bool:
+        """Return whether RDP, which is additive, shows that counts stay within a budget."""
+        facts = [self._facts_of(number, budget.adjacency) for number in total]
+        epsilon = _by_renyi(total, facts, budget.target_delta)
+        return epsilon is not None and epsilon <= budget.target_epsilon and all(f.renyi_holds for f in facts)
+
+    def _doubled(self, total: LeafCounts, budget: Budget) -> LeafCounts:
+        """Return counts that fit, doubled as often as they still fit by RDP, so that later ones need no computation."""
+        for _ in range(DOUBLINGS):
+            twice = _sum(total, total)
+            if not self._fits_by_renyi(twice, budget):
+                break
+            total = twice
+        return total
 
     def _count(self, events: "Iterable[DpEvent] | Mapping[DpEvent, int]") -> LeafCounts:
         """Return the leaves of events with their counts."""

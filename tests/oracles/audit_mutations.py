@@ -660,6 +660,7 @@ BEYOND: dict[str, str] = {
     "a base that training moved stays in the process": "what one client leaves to the next is in no sum that an audit sees",
     "metrics leave beside the sum": "leaves beside the sum, where an audit of sums does not look",
     "what fits one budget fits every other": BOOKS,
+    "the gate's doubling is not checked": BOOKS,
     "of many real clients some are not looked at before round 1": CONFIGURED,
     "a client that was not looked at before round 1 is taken as it is": CONFIGURED,
     "a ledger of a client that the run did not note is left out": REPORTED,

@@ -15,6 +15,7 @@ from dp_accounting import (
 )
 
 from fedveil.privacy.accounting import epsilon as accounting
+from fedveil.privacy.accounting import gate as gate_module
 from fedveil.privacy.accounting import loss_distributions
 from fedveil.privacy.accounting.epsilon import (
     GATE_INTERVAL,
@@ -58,6 +59,16 @@ def test_fit_of_one_ledger_needs_no_composition_for_the_next(monkeypatch: pytest
     assert len(set(admitted)) == 1 and admitted[0] > 3 and not composed
     less = Budget(Unit.RECORD, 1.0, 1e-5)
     assert next(n for n in range(1000) if not gate.fits({event: n}, event, less)) < admitted[0]
+
+
+def test_rounds_of_many_ledgers_need_few_computations(monkeypatch: pytest.MonkeyPatch) -> None:
+    budget, gate, by_renyi = Budget(Unit.RECORD, 3.0, 1e-5), Gate(), gate_module._by_renyi
+    computed: list[int] = []
+    monkeypatch.setattr(gate_module, "_by_renyi", lambda *args: computed.append(1) or by_renyi(*args))
+    kinds = [sampled(1 / size, 2.0) for size in range(20, 60)]
+    for number in range(30):
+        assert all(gate.fits({event: number}, event, budget) for event in kinds for _ in range(3))
+    assert len(computed) < 10 * len(kinds)  # of 90 for each
 
 
 def test_a_forked_process_waits_for_no_thread_of_its_parent() -> None:
