@@ -19,14 +19,15 @@ from ..base.durable_files import make_folder
 from ..base.notice import warn
 from ..privacy.accounting.curve import largest
 from ..privacy.accounting.custom_events import OpenlySampledDpEvent
-from ..privacy.accounting.epsilon import GATE_INTERVAL, epsilon, within
+from ..privacy.accounting.epsilon import GATE_INTERVAL, epsilon
+from ..privacy.accounting.gate import GATE
 from ..privacy.accounting.renyi_filter import spent_epsilon
 from ..privacy.budget import UNLIMITED_EPSILON, Adversary, Budget, Unit
 from ..privacy.ledger.caps import CapEnded, capped
 from ..privacy.ledger.hash_chain import START, Chain, require_heads
 from ..privacy.ledger.ledger import Head
-from ..privacy.ledger.ledger_state import read_events
-from ..privacy.ledger.store import FILE, Store, ledger_exists, store_in
+from ..privacy.ledger.ledger_state import read_events, read_events_of
+from ..privacy.ledger.store import FILE, Store, store_in
 from ..privacy.plan import Plan
 from ..strategies.record_plan import plans_of_sizes, record_plan, steps_of
 
@@ -199,13 +200,12 @@ class ClientLedgers(NoClientLedgers):
         def cost(events: tuple[DpEvent, ...]) -> float:
             return spent_epsilon(events, budget.target_delta, budget.adjacency, None)
 
-        for number, name in federation.population.opened_ledgers(record, took_part, paths):
-            path = record.ledger_path(name)
-            if not ledger_exists(path):
-                continue
-            events = read_events(path, Adversary.MODEL)
-            epsilons[number] = cost(tuple(events))
-            exhausted += self._is_exhausted(name, len(federation.mode.data_of(number)), events)
+        names = dict(federation.population.opened_ledgers(record, took_part, paths))
+        ledgers = dict(read_events_of(sorted(set(map(record.ledger_path, names.values()))), Adversary.MODEL))
+        for number, name in names.items():
+            if (path := record.ledger_path(name)) in ledgers:
+                epsilons[number] = cost(tuple(ledgers[path]))
+                exhausted += self._is_exhausted(name, len(federation.mode.data_of(number)), ledgers[path])
         of_person: dict[str, Any] = {}
         outside = OUTSIDE_RECORD if record.terms.per_person is None else OUTSIDE_PERSON
         if (max_clients := federation.mode.clients_per_person) is not None:
@@ -220,7 +220,7 @@ class ClientLedgers(NoClientLedgers):
             allowed = capped(self.record.ledger_path(name), self.record.terms.budget)
         except CapEnded:
             return True
-        return records > 0 and not within([*events, self._round(name, records).event()], allowed)
+        return records > 0 and not GATE.fits(events, self._round(name, records).event(), allowed)
 
     def _round(self, name: str, records: int) -> Plan:
         """Return the plan of one round at the client with this ledger and so many records."""
@@ -336,7 +336,7 @@ def _loss_across(paths: Collection[Path], clients: int, budget: Budget) -> float
 
     None where there are too many kinds of clients to compose.
     """
-    kinds = largest([[], *(read_events(path, Adversary.MODEL) for path in paths)])
+    kinds = largest([[], *(each for _, each in read_events_of(paths, Adversary.MODEL))])
     if math.comb(len(kinds) + clients - 1, clients) > MAX_COMPOSED:
         return None
     losses: list[float] = []

@@ -33,7 +33,7 @@ from ..privacy.accounting.epsilon import (
 from ..privacy.accounting.renyi_filter import accountant
 from ..privacy.budget import Adjacency, Adversary, Unit
 from ..privacy.ledger.ledger import Ledger
-from ..privacy.ledger.ledger_state import read_events
+from ..privacy.ledger.ledger_state import read_events_of
 from ..strategies.cohorts import invited_size
 from .run_files import OWN_LEDGERS
 
@@ -192,7 +192,7 @@ def _record_rows(
         events = [largest_loss]
         loss = _largest_loss(events, promise, GATE_INTERVAL, EVERY_ROUND)
     else:
-        events = {tuple(read_events(path, Adversary.MODEL)) for path in client_ledgers}
+        events = {tuple(each) for _, each in read_events_of(client_ledgers, Adversary.MODEL)}
         loss = _largest_loss(events, promise, PUBLISH_INTERVAL, promise.sampling)
     groups = _groups(promise.unit, events, promise.target_delta, promise.adjacency)
     losses = dict.fromkeys(EVERYBODY, loss)

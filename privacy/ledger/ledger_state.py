@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
@@ -33,7 +33,7 @@ from ..arms import Arm, charged
 from ..budget import Adjacency, Adversary, Budget, Unit
 from .acts import ACTS
 from .hash_chain import START, Entry, EntryChain, Head, canonical
-from .store import ledger_exists, reading
+from .store import chains_of, ledger_exists, reading
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -340,6 +340,14 @@ def state_at(path: Path) -> LedgerState:
 def read_events(path: Path, adversary: Adversary) -> "list[DpEvent]":
     """Return an adversary's events, from a ledger that need not be open; none if there is no ledger."""
     return state_at(path).events(adversary)
+
+
+def read_events_of(paths: Iterable[Path], adversary: Adversary) -> "Iterator[tuple[Path, list[DpEvent]]]":
+    """Yield the path of each of many ledgers that exists, and an adversary's events from it, as `read_events` does."""
+    for chain in chains_of(paths):
+        book = LedgerState()
+        book.replay(chain)
+        yield chain.path, book.events(adversary)
 
 
 def identity_of(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Generator, Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Self
 
@@ -214,6 +215,22 @@ def reading(path: Path) -> Generator[EntryChain]:
                 return
     with contextlib.closing(Chain.for_reading(path)) as chain:
         yield chain
+
+
+def chains_of(paths: Iterable[Path]) -> Iterator[EntryChain]:
+    """Yield those of many ledgers that exist, each open for reading until the next; a folder's store is opened once.
+
+    Args:
+      paths: of the ledgers, those of a folder in turn.
+    """
+    for folder, group in groupby(paths, key=lambda path: path.parent):
+        with store_in(folder) as store:
+            for path in group:
+                if path.exists():
+                    with contextlib.closing(Chain.for_reading(path)) as chain:
+                        yield chain
+                elif store.holds(path.stem):
+                    yield StoredChain(store, path)
 
 
 def ledger_exists(path: Path) -> bool:
