@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -225,16 +225,38 @@ class Workbench:
 
     def _stored_ledger(self, path: Path, budget: Budget, owner: str) -> Ledger:
         """Return a simulated client's ledger in the store of its folder, which this process opens once."""
-        process = os.getpid(), path.parent
-        if process not in self._stores:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._stores[process] = Store.for_writing(path.parent)
-        key = self._stores[process], path, budget
+        store = self._store(path.parent)
+        key = store, path, budget
         if key not in self._ledgers:
             if len(self._ledgers) >= MAX_LEDGERS:
                 del self._ledgers[next(iter(self._ledgers))]
-            self._ledgers[key] = Ledger.stored(self._stores[process], path, budget, owner=owner)
+            self._ledgers[key] = Ledger.stored(store, path, budget, owner=owner)
         return self._ledgers[key]
+
+    def _store(self, folder: Path) -> Store:
+        """Return the store of a folder, which this process opens once."""
+        process = os.getpid(), folder
+        if process not in self._stores:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._stores[process] = Store.for_writing(folder)
+        return self._stores[process]
+
+    @contextmanager
+    def writing_at_once(self, record: RecordPrivacy) -> Generator[None]:
+        """Write what the block writes to simulated clients' ledgers when it ends: all of it, or none if the block fails.
+
+        Args:
+          record: gives the ledgers' folder; ledgers that have files of their own are written one by one.
+        """
+        if record.own_files:
+            yield
+            return
+        try:
+            with self._store(Path(record.ledger_dir)).transaction():
+                yield
+        except BaseException:
+            self.close()  # ledgers in memory have entries that are not in the file
+            raise
 
     def close(self) -> None:
         """Close the store of simulated clients' ledgers that this process opened; the next charge opens it again."""

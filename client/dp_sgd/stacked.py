@@ -24,6 +24,7 @@ from ...messages import wire
 from ...messages.client_settings import training_settings
 from ...messages.flower_adapter import name_message
 from ...messages.local_training import LocalTraining
+from ...messages.record_settings import RecordPrivacy
 from ...privacy.ledger.ledger import Ledger
 from ...privacy.mechanisms.discrete_gaussian import add_on_lattice
 from ...privacy.mechanisms.private_sum import CohortSum
@@ -129,8 +130,8 @@ def _alone(bench: Workbench, content: RecordDict, client: int) -> Message:
 
 
 def _charged(bench: Workbench, content: RecordDict, clients: Sequence[int]) -> list[ChargedClient]:
-    """Charge clients' ledgers, and return those that can be stacked, in ascending order of their steps."""
-    group: list[ChargedClient] = []
+    """Charge clients' ledgers at once, and return those that can be stacked, in ascending order of their steps."""
+    rounds: list[tuple[int, Examples, LedgerRound]] = []
     for client in clients:
         with suppress(Exception):  # raised again where the client trains alone, and answered there
             data = bench.data_of(client, bench.settings)
@@ -138,11 +139,26 @@ def _charged(bench: Workbench, content: RecordDict, clients: Sequence[int]) -> l
                 continue
             bench.private_model(data)
             examples = in_tensors(data, "client_data", client, REMEDY)
-            own = ledger_round(content, client, bench, bench.settings, len(data))
-            ledger = bench.open_ledger(own.ledger, bench.settings, own.record)
-            ledger.reserve_new(own.release)
-            group.append(ChargedClient(client, examples, own, ledger))
+            rounds.append((client, examples, ledger_round(content, client, bench, bench.settings, len(data))))
+    group: list[ChargedClient] = []
+    try:
+        with bench.writing_at_once(_record(bench)):
+            for client, examples, own in rounds:
+                with suppress(Exception):
+                    ledger = bench.open_ledger(own.ledger, bench.settings, own.record)
+                    ledger.reserve_new(own.release)
+                    group.append(ChargedClient(client, examples, own, ledger))
+    except Exception:
+        logger.exception("%d clients cannot be charged at once, and are charged one by one", len(rounds))
+        return []
     return sorted(group, key=lambda each: each.sampling.steps)
+
+
+def _record(bench: Workbench) -> RecordPrivacy:
+    """Return the record-level privacy of these clients, which have one."""
+    record = bench.settings.record
+    assert record is not None
+    return record
 
 
 def _add_group(
@@ -156,8 +172,9 @@ def _add_group(
     """Train charged clients that take equally many steps, and add them to the sum; return their numbers, none on failure."""
     try:
         update = _train(bench, content, group, training)
-        for each in group:
-            each.ledger.commit(each.round.release.key)
+        with bench.writing_at_once(_record(bench)):
+            for each in group:
+                each.ledger.commit(each.round.release.key)
     except Exception:
         logger.exception("%d clients cannot be trained at once, and are trained one by one", len(group))
         return set()

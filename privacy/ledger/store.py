@@ -9,9 +9,10 @@ of one machine may write to a store at once; SQLite's write-ahead log cannot be 
 import contextlib
 import hashlib
 import os
+import sqlite3
 import threading
 from collections.abc import Generator, Iterable, Iterator
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Self
 
@@ -78,8 +79,22 @@ class Store(EntryFile):
 
     @contextlib.contextmanager
     def transaction(self) -> Generator[None]:
-        with self._threads, super().transaction():
+        """Write the whole block to disk before returning, or none of it; within another block, when that one ends."""
+        with self._threads, self._part() if self._db.in_transaction else super().transaction():
             yield
+
+    @contextlib.contextmanager
+    def _part(self) -> Generator[None]:
+        """Write the block with the transaction that it is a part of; none of it if it fails."""
+        self._db.execute("SAVEPOINT part")
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK TO part")
+                self._db.execute("RELEASE part")
+            raise
+        self._db.execute("RELEASE part")
 
     def chain(self, path: Path, first: Draft) -> "StoredChain":
         """Return the chain of the ledger with this path, which begins with the entry `first` if it is new."""
@@ -108,9 +123,9 @@ class Store(EntryFile):
             self._db.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def after(self, ledger: str, head: Head) -> Iterator[tuple[object, ...]]:
-        """Yield a ledger's entries after a head as rows, which are not checked; see `chained`."""
-        query = "SELECT seq, kind, key, payload, hash FROM entries WHERE ledger = ? AND seq > ? ORDER BY seq"
-        before = head.hash
+        """Yield a ledger's head, unless it is `START`, and the entries after it as rows, which are not checked; see `chained`."""
+        query = "SELECT seq, kind, key, payload, hash FROM entries WHERE ledger = ? AND seq >= ? ORDER BY seq"
+        before = START.hash
         for *fields, digest in self._db.execute(query, (ledger, head.seq)):
             yield *fields, before, (before := digest.hex())
 
@@ -178,11 +193,18 @@ class StoredChain:
 
     def after(self, head: Head) -> Iterator[Entry]:
         with refusing_ledger(self.path, f"cannot be read after entry {head.seq}"):
-            self.require(head)
-            yield from chained(self._store.after(self.path.stem, head), head, str(self.path))
+            rows = self._store.after(self.path.stem, head)
+            if head != START:
+                self._require(head, [(row[0], row[-1]) for row in islice(rows, 1)])
+            yield from chained(rows, head, str(self.path))
 
     def require(self, head: Head) -> None:
-        if head != START and self._store.hash_at(self.path.stem, head.seq) != head.hash:
+        if head != START:
+            self._require(head, [(head.seq, self._store.hash_at(self.path.stem, head.seq))])
+
+    def _require(self, head: Head, entries: list[tuple[object, object]]) -> None:
+        """Refuse a chain if the entry in it is not the head; `entries` has its number and hash, or is empty."""
+        if entries != [head]:
             remedy = f"does not hold the known entry {head.seq}: cut short, rolled back or another ledger"
             raise Refusal("ledger", str(self.path), f"{remedy}; restore a true copy")
 

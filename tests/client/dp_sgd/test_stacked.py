@@ -1,7 +1,9 @@
 """Rounds of DP-SGD at many clients at once: the same models, charges and refusals as one by one."""
 
 import runpy
-from collections.abc import Callable
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,10 @@ from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.training_order import RecordTerms
 from fedveil.messages.wire import instruct, memory_arrays
 from fedveil.privacy.budget import Adjacency, Adversary
-from fedveil.privacy.ledger.ledger import Ledger, read_entries
-from fedveil.privacy.ledger.ledger_state import read_events
-from fedveil.privacy.ledger.store import ledgers_in
+from fedveil.privacy.ledger.hash_chain import EntryFile
+from fedveil.privacy.ledger.ledger import read_entries
+from fedveil.privacy.ledger.ledger_state import OPEN, RESERVE, read_events
+from fedveil.privacy.ledger.store import Store, ledgers_in
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.sum_spec import WEIGHT, Segment, SumSpec
 from fedveil.strategies.record_plan import record_plan
@@ -147,13 +150,44 @@ def test_clients_draw_noise_of_their_own_in_each_round(tmp_path: Path) -> None:
 
 
 def test_charge_precedes_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    order: list[str] = []
-    reserve, steps = Ledger.reserve_new, stacked._train
-    monkeypatch.setattr(Ledger, "reserve_new", lambda *a: (order.append("charge"), reserve(*a))[1])
-    monkeypatch.setattr(stacked, "_train", lambda *a: (order.append("train"), steps(*a))[1])
+    """Whoever reads the file then finds the charges of all, although they are written together."""
+    steps, seen = stacked._train, list[list[str]]()
+    monkeypatch.setattr(
+        stacked,
+        "_train",
+        lambda *args: (
+            seen.extend([kind for kind, _ in each] for each in charges(tmp_path).values()),
+            steps(*args),
+        )[1],
+    )
     bench = bench_of(Made((5, 5)), settings_in(tmp_path))
     sum_cohort(bench, instruction(PLAIN), range(2), PLAIN, sum(p.numel() for p in perceptron().parameters()))
-    assert order == ["charge", "charge", "train"]
+    assert seen == [[OPEN, RESERVE]] * 2
+
+
+@pytest.mark.parametrize("failing", [1, 2], ids=["charges", "commits"])
+def test_clients_whose_entries_are_not_written_train_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    blocks, whole = list[int](), EntryFile.transaction
+
+    @contextmanager
+    def transaction(self: Store) -> Iterator[None]:
+        with whole(self):
+            yield
+            blocks.append(1)
+            if len(blocks) == failing and self.path.parent.name == "stacked":
+                raise sqlite3.OperationalError("disk I/O error")
+
+    bench = bench_of(Made(SIZES), settings_in(tmp_path / "stacked"))
+    with bench.writing_at_once(stacked._record(bench)):
+        pass  # the store is new
+    bench.close()
+    monkeypatch.setattr(EntryFile, "transaction", transaction)
+    one, other = both(lambda: Made(SIZES), tmp_path, RECORDS, monkeypatch)
+    assert one.replies == 7
+    assert_equal(one, other, RECORDS)
+    assert charges(tmp_path / "stacked") == charges(tmp_path / "alone")
 
 
 # --- what cannot be stacked is trained alone

@@ -18,7 +18,7 @@ from shared.ledgers import AFFORDABLE, BUDGET, EVENT, kinds, opened, release, re
 from fedveil.base.refusal import Refusal
 from fedveil.privacy.accounting.epsilon import epsilon
 from fedveil.privacy.budget import Adversary
-from fedveil.privacy.ledger.hash_chain import START
+from fedveil.privacy.ledger.hash_chain import START, Draft
 from fedveil.privacy.ledger.ledger import BudgetExhausted, Ledger, ReleaseState, read_entries, verify
 from fedveil.privacy.ledger.ledger_state import identity_of, read_events, state_at
 from fedveil.privacy.ledger.store import FILE, Store, ledger_exists, ledgers_in, store_in
@@ -47,6 +47,27 @@ def charged(folder: Path) -> None:
             for name in NAMES:
                 ledger = stored(made, name)
                 ledger.commit(reserved(ledger, release(number)))
+
+
+# --- entries of many ledgers are written at once
+
+
+def test_block_of_a_store_is_written_whole_or_not(tmp_path: Path) -> None:
+    with closing(Store.for_writing(tmp_path)) as made:
+        ledgers = [stored(made, name) for name in NAMES]
+        with pytest.raises(ZeroDivisionError), made.transaction():
+            reserved(ledgers[0], release(0))
+            raise ZeroDivisionError
+        assert made.heads() == {each.path.name: stored(made, each.path.stem).head for each in ledgers}
+        with made.transaction():
+            first = stored(made, NAMES[0])
+            reserved(first, release(0))
+            with pytest.raises(ZeroDivisionError), made.transaction():  # a part of it
+                made.append(NAMES[1], [Draft("note", "x", "{}")], ledgers[1].head)
+                raise ZeroDivisionError
+            assert [len(read_entries(each.path)) for each in ledgers[:2]] == [1, 1]  # as others see it
+        assert [len(read_entries(each.path)) for each in ledgers[:2]] == [2, 1]
+        made.require(made.head())
 
 
 # --- a ledger in a store is a ledger
