@@ -242,13 +242,13 @@ class Workbench:
         return self._stores[process]
 
     @contextmanager
-    def writing_at_once(self, record: RecordPrivacy) -> Generator[None]:
+    def writing_at_once(self) -> Generator[None]:
         """Write what the block writes to simulated clients' ledgers when it ends: all of it, or none if the block fails.
 
-        Args:
-          record: gives the ledgers' folder; ledgers that have files of their own are written one by one.
+        Ledgers that have files of their own are written one by one.
         """
-        if record.own_files:
+        record = self.settings.record
+        if not record or record.own_files:
             yield
             return
         try:

@@ -24,7 +24,6 @@ from ...messages import wire
 from ...messages.client_settings import training_settings
 from ...messages.flower_adapter import name_message
 from ...messages.local_training import LocalTraining
-from ...messages.record_settings import RecordPrivacy
 from ...privacy.ledger.ledger import Ledger
 from ...privacy.mechanisms.discrete_gaussian import add_on_lattice
 from ...privacy.mechanisms.private_sum import CohortSum
@@ -142,7 +141,7 @@ def _charged(bench: Workbench, content: RecordDict, clients: Sequence[int]) -> l
             rounds.append((client, examples, ledger_round(content, client, bench, bench.settings, len(data))))
     group: list[ChargedClient] = []
     try:
-        with bench.writing_at_once(_record(bench)):
+        with bench.writing_at_once():
             for client, examples, own in rounds:
                 with suppress(Exception):
                     ledger = bench.open_ledger(own.ledger, bench.settings, own.record)
@@ -152,13 +151,6 @@ def _charged(bench: Workbench, content: RecordDict, clients: Sequence[int]) -> l
         logger.exception("%d clients cannot be charged at once, and are charged one by one", len(rounds))
         return []
     return sorted(group, key=lambda each: each.sampling.steps)
-
-
-def _record(bench: Workbench) -> RecordPrivacy:
-    """Return the record-level privacy of these clients, which have one."""
-    record = bench.settings.record
-    assert record is not None
-    return record
 
 
 def _add_group(
@@ -172,7 +164,7 @@ def _add_group(
     """Train charged clients that take equally many steps, and add them to the sum; return their numbers, none on failure."""
     try:
         update = _train(bench, content, group, training)
-        with bench.writing_at_once(_record(bench)):
+        with bench.writing_at_once():
             for each in group:
                 each.ledger.commit(each.round.release.key)
     except Exception:

@@ -180,7 +180,7 @@ def test_clients_whose_entries_are_not_written_train_alone(
                 raise sqlite3.OperationalError("disk I/O error")
 
     bench = bench_of(Made(SIZES), settings_in(tmp_path / "stacked"))
-    with bench.writing_at_once(stacked._record(bench)):
+    with bench.writing_at_once():
         pass  # the store is new
     bench.close()
     monkeypatch.setattr(EntryFile, "transaction", transaction)
