@@ -28,7 +28,7 @@ def run_lean(
     model = build(workload).to(device)
     if channels_last:
         model = model.to(memory_format=layout)  # type: ignore[call-overload]
-    parameters: list[Tensor] = list(model.parameters())
+    parameters: list[Tensor] = [each for each in model.parameters() if each.requires_grad]
     start = [p.detach().clone() for p in parameters]
     for number in range(size.rounds + 1):
         total = [torch.zeros_like(p) for p in start]

@@ -124,6 +124,29 @@ class RowReader(nn.Module):
         return self.out(self.cells(images.flatten(1, 2))[0][:, -1])
 
 
+class Adapted(nn.Module):
+    """A frozen linear layer and a low-rank one beside it (Hu et al. 2021, arXiv:2106.09685)."""
+
+    def __init__(self, inputs: int, outputs: int, rank: int = 8) -> None:
+        super().__init__()
+        self.frozen = nn.Linear(inputs, outputs).requires_grad_(False)
+        self.down, self.up = nn.Linear(inputs, rank, bias=False), nn.Linear(rank, outputs, bias=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the sum of both."""
+        return self.frozen(inputs) + self.up(self.down(inputs))
+
+
+def adapted(width: int) -> nn.Module:
+    """Return a perceptron on 28 x 28 pixels whose wide layers are frozen but for adapters.
+
+    Args:
+      width: of each hidden layer.
+    """
+    layers = [nn.Flatten(), Adapted(784, width), nn.ReLU(), Adapted(width, width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(width, CLASSES))
+
+
 MODELS = {
     "tiny": tiny,
     "cnn-100k": lambda: cnn(8, 16, 124),  # 99 838 parameters
@@ -139,7 +162,8 @@ WIDE = ("wide-10m", "wide-100m")
 MODELS["resnet-18"] = lambda: resnet((64, 128, 256, 512), 2)  # 11 171 018 parameters
 MODELS["resnet-272k"] = lambda: resnet((16, 32, 64), 3)  # 271 994 parameters
 MODELS["lstm-82k"] = lambda: RowReader(128)  # 82 186 parameters
-OTHERS = ("resnet-272k", "lstm-82k")  # layers other than those of `TRAINED`
+MODELS["adapters-700k"] = lambda: adapted(512)  # 23 690 of 688 266 parameters train
+OTHERS = ("resnet-272k", "lstm-82k", "adapters-700k")  # layers other than those of `TRAINED`
 WORKLOADS = tuple(f"{name}{kind}" for name in MODELS for kind in ("", EQUAL, BY_POWER))
 
 
