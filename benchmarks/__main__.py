@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..base.refusal import Refusal
+from .accuracies import TASKS
 from .audit_share import run_audit
 from .contenders import ALL
 from .dp_sgd import LARGE, PRIVATE, run_dp_sgd
@@ -44,7 +45,7 @@ _BENCHMARKS: dict[str, tuple[Callable[[Options], Row], tuple[str, ...]]] = {
     "dp_sgd": (run_dp_sgd, tuple(name for name in PRIVATE if name not in LARGE)),
     "gpu": (run_gpu, LARGE),
     "loading": (run_loading, ("tiny-equal", "cnn-100k-equal")),
-    "precision": (run_precision, tuple(MODELS)[:3]),
+    "precision": (run_precision, (*tuple(MODELS)[:3], "lstm-82k", *TASKS)),
     "secagg": (run_secagg, ()),
     "secagg_checks": (run_checks, ()),
     "secagg_length": (run_length, ()),
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     size = Size()
     parser = argparse.ArgumentParser("python -m fedveil.benchmarks", description=__doc__)
     named = [*sorted(_BENCHMARKS), _SHOW]
-    models, which = sorted({*WORKLOADS, *PRIVATE}), f"which, of engines: {'; '.join(ALL)}"
+    models, which = sorted({*WORKLOADS, *PRIVATE, *TASKS}), f"which, of engines: {'; '.join(ALL)}"
     parser.add_argument("benchmark", choices=named, metavar="NAME", help=", ".join(named))
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help=f"written before, of {_SHOW}")
     parser.add_argument(

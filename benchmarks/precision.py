@@ -1,4 +1,4 @@
-"""Cost of a step of local training in bfloat16 beside float32, on one thread of the processor, in CPU time."""
+"""Cost of a step of local training in bfloat16 beside float32, on one thread in CPU time, and accuracy of runs in both."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ..simulations.simulate import restoring_state
 from ..tasks.data import Examples
 from ..tasks.hardware import CPU, precision
 from ..tasks.memory import keep_memory
+from . import accuracies
 from .engines import Options
 from .made_task import Made
 from .stopwatch import cpu_milliseconds
@@ -21,17 +22,30 @@ from .workload import LEARNING_RATE, build, examples_of
 BATCHES = (10, 64)
 STEPS = 8  # of a turn
 DTYPES = ("float32", "bfloat16")
+SEEDS = range(3)
 
 
 def run_precision(options: Options) -> Row:
-    """Measure each workload and batch in both precisions, in turns."""
+    """Measure each workload and batch in both precisions, in turns, and the accuracy of each task."""
     before, turns = conditions(), options.size.rounds * options.repeats
+    trained = [name for name in options.workloads if name in accuracies.TASKS]
     with restoring_state():
         torch.set_num_threads(1)
         keep_memory()  # as the engine's processes do
-        rows = [_measure(name, batch, turns) for name in options.workloads for batch in BATCHES]
+        timed = [name for name in options.workloads if name not in trained]
+        rows = [_measure(name, batch, turns) for name in timed for batch in BATCHES]
     notes = [f"the fastest of {turns} turns of {STEPS} steps, client by client; bfloat16: torch's autocast"]
-    return result_of("precision", before, {"Milliseconds of CPU: a step in each precision": rows}, notes)
+    tables = {"Milliseconds of CPU: a step in each precision": rows}
+    if trained:
+        tables["Held-out accuracy in each precision, percent"] = [
+            _accuracy(name, seed) for name in trained for seed in SEEDS
+        ]
+    return result_of("precision", before, tables, notes)
+
+
+def _accuracy(task: str, seed: int) -> Row:
+    both = {dtype: float(f"{accuracies.accuracy_of(task, dtype, seed):.4g}") for dtype in DTYPES}
+    return {"task": task, "seed": seed, **both}
 
 
 def _measure(workload: str, batch: int, turns: int) -> Row:

@@ -77,8 +77,10 @@ def in_this_process(name: str, workload: str, size: Size, pfl_python: str | None
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     from fedveil.benchmarks import (
+        accuracies,
         dp_sgd,
         link,
+        precision,
         privacy_share,
         secagg,
         secagg_checks,
@@ -89,6 +91,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in (engines, memory, privacy_share):
         monkeypatch.setattr(module, "measure", in_this_process)
+    monkeypatch.setattr(precision, "SEEDS", (0,))
+    load, rate, _ = accuracies.TASKS["shakespeare-lstm"]
+    monkeypatch.setitem(accuracies.TASKS, "shakespeare-lstm", (load, rate, 1))
     monkeypatch.setattr(memory, "COHORTS", (1, 3))
     monkeypatch.setattr(link, "SIZES", (100,))
     for module in (dp_sgd, gpu):
@@ -117,7 +122,7 @@ def written(arguments: list[str], path: Path) -> dict[str, Any]:
     ("benchmark", "arguments", "rows"),
     [
         ("engines", ["--workloads", "tiny", "cnn-100k"], [4, 16, 16]),
-        ("engines", ["--workloads", "resnet-272k", "lstm-82k"], [4, 16, 16]),
+        ("engines", ["--workloads", "resnet-272k", "lstm-82k", "adapters-700k"], [6, 24, 24]),
         ("overhead", [], [1, 0]),
         ("privacy", ["--workloads", "tiny"], [1, 1, 1]),
         ("memory", ["--workloads", "tiny"], [1, 2, 2]),
@@ -126,6 +131,7 @@ def written(arguments: list[str], path: Path) -> dict[str, Any]:
         ("loading", ["--workloads", "tiny"], [1]),
         ("stacks", [], [3]),
         ("precision", ["--workloads", "tiny"], [2]),
+        ("precision", ["--workloads", "tiny", "shakespeare-lstm"], [2, 1]),
         ("secagg", [], [2, 1, 1, 1]),
         ("secagg_checks", ["--before", "earlier"], [1, 1]),
         ("secagg_length", [], [1, 1, 1]),
