@@ -37,7 +37,8 @@ from .extra import extra_records
 from .training.sgd import with_fast_kernels
 
 LEDGER_WAIT_SECONDS = 10.0  # for another process that holds the ledger
-MAX_LEDGERS = 512  # of simulated clients that stay read in memory
+# Simulated clients' ledgers that stay read in memory, and their releases: about half a kilobyte each.
+MAX_LEDGERS, MAX_RELEASES = 512, 1 << 18
 
 
 @dataclass(eq=False)
@@ -227,11 +228,20 @@ class Workbench:
         """Return a simulated client's ledger in the store of its folder, which this process opens once."""
         store = self._store(path.parent)
         key = store, path, budget
+        ledger = self._ledgers.get(key)
+        # To sum the releases of all would take longer than a charge, in each round of each.
+        if not ledger or len(ledger.book.releases) * len(self._ledgers) > MAX_RELEASES:
+            self._forget_ledgers()
         if key not in self._ledgers:
-            if len(self._ledgers) >= MAX_LEDGERS:
-                del self._ledgers[next(iter(self._ledgers))]
             self._ledgers[key] = Ledger.stored(store, path, budget, owner=owner)
         return self._ledgers[key]
+
+    def _forget_ledgers(self) -> None:
+        """Forget the ledgers read first until there is room for one more; their entries are in the store."""
+        releases = sum(len(ledger.book.releases) for ledger in self._ledgers.values())
+        while self._ledgers and (len(self._ledgers) >= MAX_LEDGERS or releases > MAX_RELEASES):
+            ledger = self._ledgers.pop(next(iter(self._ledgers)))
+            releases -= len(ledger.book.releases)
 
     def _store(self, folder: Path) -> Store:
         """Return the store of a folder, which this process opens once."""

@@ -50,6 +50,7 @@ SETTINGS_OF_UNIT = {  # by which a run goes on with a ledger of this unit
 BUDGET_TEXT = re.compile(r'"budget":{[^}]*}')  # finds the budget of a reservation without parsing it
 WITH_TIME = re.compile(r'(.*),"time":"[0-9T:+-]*"}')  # the time is the last key of a canonical payload
 
+MAX_CHARGES = 256  # whose payloads a ledger keeps read
 # Larger differences between accountants do not come from their grids (PLD's shows most at small epsilon).
 DISPUTE_RATIO, DISPUTE_SIZE = 0.05, 0.01
 COARSEST = 1e-6  # PLD's grid step per epsilon when verifying: a vacuous epsilon must not take all memory
@@ -71,21 +72,35 @@ class ReleaseState(StrEnum):
     VOID = "void"
 
 
-@dataclass
+@dataclass(slots=True)
 class LedgerRelease:
-    """Release as recorded by its entries: the reservation, its events as canonical JSON, its state, arm and source."""
+    """Release as recorded by its entries: the reservation, its events as canonical JSON, its state, arm and source.
 
-    entry: Entry
+    A long run has many, so they share texts, and the entry is put together when read.
+    """
+
     events: dict[Adversary, str]
+    _seq: int
+    _key: str
+    _payload: tuple[str, str]  # what releases of a run have in common, and the rest
+    _hashes: bytes  # of the entry before, and its own
     state: ReleaseState = ReleaseState.RESERVED
     arm: Arm | None = None
     source: str | None = None
 
+    @property
+    def entry(self) -> Entry:
+        """Entry that reserved the release."""
+        text = self._hashes.hex()
+        before, own = text[: len(text) // 2], text[len(text) // 2 :]
+        return Entry(self._seq, RESERVE, self._key, "".join(self._payload), before, own)
+
 
 @dataclass(frozen=True)
 class _Charge:
-    """Content of a reservation that determines what it charges."""
+    """Content of a reservation that determines what it charges; `payload` is the text without its time."""
 
+    payload: str
     events: dict[Adversary, str]
     budget: Budget
     filter_order: float | None
@@ -94,13 +109,20 @@ class _Charge:
     origin: dict[str, Any] | None
 
 
-def _charge_of(payload: dict[str, Any], identity: dict[str, Any]) -> _Charge:
-    """Return the charge of a reservation's payload, on a ledger with this first entry; both are untrusted."""
+def _charge_of(text: str, payload: dict[str, Any], identity: dict[str, Any]) -> _Charge:
+    """Return the charge of a reservation.
+
+    Args:
+      text: its payload without the time.
+      payload: its payload, which is untrusted.
+      identity: first entry of its ledger, which is untrusted.
+    """
     order = filter_order(payload["filter_order"]) if "filter_order" in payload else None
     events = {Adversary(name): canonical(event) for name, event in payload["events"].items()}
     arm = Arm.from_json(payload["arm"]) if "arm" in payload else None
     budget = Budget(identity["unit"], adjacency=identity["adjacency"], **payload["budget"])
-    return _Charge(events, budget, order, arm, payload.get("source"), _checked_origin(payload.get("origin")))
+    origin = _checked_origin(payload.get("origin"))
+    return _Charge(text, events, budget, order, arm, payload.get("source"), origin)
 
 
 def _checked_origin(origin: Any) -> dict[str, Any] | None:
@@ -141,6 +163,7 @@ class LedgerState:
       closes: by the run's name, the entry that closed it, unless the run reserved something after it.
       head: the last entry that was replayed.
       _charges: charge of each payload without its time: the releases of a run differ in nothing else.
+      _events: events of releases, each once.
       _deals: number of arms by the deal's key.
       _in_arms: count of each event by arm, by the deal's key, adversary and canonical JSON.
     """
@@ -156,6 +179,9 @@ class LedgerState:
     closes: dict[str, Entry] = field(default_factory=dict[str, Entry])
     head: Head = START
     _charges: dict[str, _Charge] = field(default_factory=dict[str, _Charge])
+    _events: dict[tuple[tuple[Adversary, str], ...], dict[Adversary, str]] = field(
+        default_factory=dict[tuple[tuple[Adversary, str], ...], dict[Adversary, str]]
+    )
     _deals: dict[str, int] = field(default_factory=dict[str, int])
     _in_arms: dict[tuple[str, Adversary, str], Counter[int]] = field(
         default_factory=dict[tuple[str, Adversary, str], Counter[int]]
@@ -211,7 +237,9 @@ class LedgerState:
         match = WITH_TIME.fullmatch(entry.payload)
         without_time = match[1] if match else entry.payload
         if without_time not in self._charges:
-            self._charges[without_time] = _charge_of(json.loads(entry.payload), self.identity)
+            if len(self._charges) >= MAX_CHARGES:  # each release may have a cohort of its own
+                self._charges.clear()
+            self._charges[without_time] = _charge_of(without_time, json.loads(entry.payload), self.identity)
         charge = self._charges[without_time]
         if charge.origin is not None:
             self.origins[run_of(entry)] = charge.origin
@@ -228,7 +256,12 @@ class LedgerState:
         for adversary, text in charge.events.items():
             self._charge(charge.arm, adversary, text, 1)
             self.granted[adversary] = charge.budget
-        self.releases[entry.key] = LedgerRelease(entry, charge.events, arm=charge.arm, source=charge.source)
+        events = self._events.setdefault(tuple(charge.events.items()), charge.events)
+        payload = charge.payload, entry.payload[len(charge.payload) :]
+        hashes = bytes.fromhex(entry.prev_hash + entry.hash)
+        self.releases[entry.key] = LedgerRelease(
+            events, entry.seq, entry.key, payload, hashes, arm=charge.arm, source=charge.source
+        )
 
     def _charge(self, arm: Arm | None, adversary: Adversary, text: str, times: int) -> None:
         """Change the count of an event by `times`, 1 or -1; an arm with fewer of it than another arm changes nothing."""

@@ -85,6 +85,15 @@ def test_ledgers_beyond_those_in_memory_are_read_again(
     assert [len(state_at(path).releases) for path in paths] == [2] * 4
 
 
+def test_ledgers_of_many_releases_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workbench, "MAX_RELEASES", 6)
+    bench = bench_of(Made(), settings_in(tmp_path))
+    for number in range(1, 6):
+        paths = [charge(bench, client, number) for client in range(4)]
+        assert sum(len(each.book.releases) for each in bench._ledgers.values()) <= 6 + number
+    assert [len(state_at(path).releases) for path in paths] == [5] * 4
+
+
 def test_forked_worker_charges_through_a_store_of_its_own(tmp_path: Path) -> None:
     bench = bench_of(Made(), settings_in(tmp_path))
     charge(bench, 0)

@@ -1,7 +1,10 @@
 """State of a ledger: entries that make no sense, and verification by two accountants."""
 
+import gc
+import json
 import os
 import sqlite3
+import tracemalloc
 from contextlib import closing
 
 import pytest
@@ -19,6 +22,7 @@ from fedveil.privacy.budget import Adjacency, Budget, Unit
 from fedveil.privacy.ledger import ledger_state as book
 from fedveil.privacy.ledger.hash_chain import (
     Draft,
+    Entry,
     canonical,
     linked,
 )
@@ -27,6 +31,7 @@ from fedveil.privacy.ledger.ledger import (
     read_entries,
     verify,
 )
+from fedveil.privacy.ledger.ledger_state import read_ledger
 
 
 def append_linked(path, *drafts):
@@ -113,3 +118,43 @@ def test_disagreeing_accountants_are_a_problem(tmp_path, monkeypatch):
     found = verify(tmp_path / "ledger")
     assert not found.ok
     assert "accountants disagree" in found.problem
+
+
+def rounds_after(path, first, last, cohorts):
+    """Return the entries of further rounds, each reserved and committed, with a cohort each or none."""
+    entries = read_entries(path)
+    payload, head = json.loads(entries[1].payload), entries[-1].head
+    more = []
+    for number in range(first, last):
+        key, text = (
+            canonical(["run", number, "update"]),
+            payload | ({"cohort": [number] * 4} if cohorts else {}),
+        )
+        for kind, content in (("reserve", text), ("commit", {"time": payload["time"]})):
+            more.append(linked(Draft(kind, key, canonical(content)), head))
+            head = more[-1].head
+    return more
+
+
+@pytest.mark.parametrize("cohorts", [False, True])
+def test_a_release_takes_little_memory(tmp_path, cohorts):
+    path = tmp_path / "ledger"
+    filled(path)
+    state = read_ledger(path)
+    texts = [tuple(entry) for entry in rounds_after(path, 100, 3_100, cohorts)]
+
+    def replay(part):
+        for each in part:  # as read from a file: no text is another's
+            seq, *rest = each
+            state.take(Entry(seq, *(text.encode().decode() for text in rest)), "it")
+
+    replay(texts[:2_000])
+    tracemalloc.start()
+    try:
+        replay(texts[2_000:])
+        gc.collect()
+        grown = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert grown < 2_000 * (850 if cohorts else 550)
+    assert state.releases[texts[-1][2]].entry == Entry(*texts[-2])
