@@ -1,6 +1,6 @@
 """Command line of the benchmarks, ``python -m fedveil.benchmarks NAME``: run one, print it, write JSON.
 
-``python -m fedveil.benchmarks show FILE.json --into PAGE`` puts the tables of what was written into the page.
+``python -m fedveil.benchmarks show FILE.json`` prints what was written.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ from pathlib import Path
 from ..base.refusal import Refusal
 from .accuracies import TASKS
 from .audit_share import run_audit
+from .commands import run_commands
 from .contenders import ALL
 from .dp_sgd import LARGE, PRIVATE, run_dp_sgd
 from .engines import Options, run_engines, run_overhead
 from .gpu import run_gpu
 from .link import run_link
 from .loading import run_loading
+from .long_runs import run_long
 from .memory import run_memory
+from .modes import run_modes
 from .noise import run_noise
-from .page import renew
 from .precision import run_precision
 from .privacy_share import run_privacy
 from .secagg import run_secagg
@@ -51,6 +53,9 @@ _BENCHMARKS: dict[str, tuple[Callable[[Options], Row], tuple[str, ...]]] = {
     "secagg_length": (run_length, ()),
     "noise": (run_noise, ()),
     "audit": (run_audit, ()),
+    "modes": (run_modes, ()),
+    "long_runs": (run_long, ()),
+    "commands": (run_commands, ()),
     "stacks": (run_stacks, tuple(f"tiny{kind}" for kind in KINDS)),
 }
 
@@ -66,9 +71,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     models, which = sorted({*WORKLOADS, *PRIVATE, *TASKS}), f"which, of engines: {'; '.join(ALL)}"
     parser.add_argument("benchmark", choices=named, metavar="NAME", help=", ".join(named))
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help=f"written before, of {_SHOW}")
-    parser.add_argument(
-        "--into", type=Path, metavar="PAGE", help=f"Markdown that {_SHOW} puts the tables into"
-    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     parser.add_argument("--pfl-python", metavar="PATH", help="a Python with pfl 0.6 and torch")
     parser.add_argument("--before", metavar="PATH", help="an earlier checkout, for secagg_checks")
@@ -83,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     given = parser.parse_args(arguments)
     if given.benchmark == _SHOW:
-        return _show(given.files, given.into)
+        return _show(given.files)
     run, usual = _BENCHMARKS[given.benchmark]
     size = Size(given.clients, given.cohort, given.rounds)
     workloads, contenders = tuple(given.workloads or usual), tuple(given.contenders)
@@ -98,14 +100,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _show(files: Sequence[Path], page: Path | None) -> int:
+def _show(files: Sequence[Path]) -> int:
     if not files:
         print("show: name a file that a benchmark wrote by --json", file=sys.stderr)
         return 2
-    if page is None:
-        print(as_markdown([json.loads(path.read_text()) for path in files]))
-        return 0
-    page.write_text(renew(page.read_text(), files))
+    print(as_markdown([json.loads(path.read_text()) for path in files]))
     return 0
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from .contenders import ALL, Missing, measure
 from .stopwatch import Stopwatch
-from .tables import Row, conditions, median, ratio, result_of
+from .tables import Row, conditions, median, ratio, result_of, spread
 from .workload import TRAINED, Size
 
 IDLE = "idle-100k"
@@ -116,6 +116,7 @@ def _row(workload: str, name: str, watches: Sequence[Stopwatch]) -> Row:
         "workload": workload,
         "contender": name,
         "wall s": _middle(watches, "wall"),
+        "spread %": spread([median(watch.wall) for watch in watches]),
         "cpu s": _middle(watches, "cpu"),
         "first round s": median([watch.first for watch in watches]),
         "MiB": round(median([watch.memory for watch in watches])),

@@ -5,16 +5,13 @@ Against cohort and population all of them should be flat, and against the model 
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 
 from .contenders import measure
 from .engines import OURS, Options
+from .stopwatch import Process, run_fedveil
 from .tables import Row, conditions, median, result_of
 from .workload import WIDE, Size, build
 
@@ -24,7 +21,6 @@ MORE_ROUNDS = 200  # of the longer of two runs, whose difference is rounds alone
 FEW = 4  # clients of a large model
 DELTA = 1e-7  # below one over each population
 _MODULE = "fedveil.benchmarks.made_task"
-_MEBI = 1024.0  # Linux counts a process's peak in KiB
 
 
 def run_memory(options: Options) -> Row:
@@ -52,11 +48,11 @@ def run_memory(options: Options) -> Row:
 
 
 def _by_model() -> list[Row]:
-    smallest = _run("tiny", FEW, 1.0, 3)[2]
+    smallest = _run("tiny", FEW, 1.0, 3).peak
     rows: list[Row] = []
     for workload in WIDE:
         parameters = sum(each.numel() for each in build(workload).parameters())
-        peak, model = _run(workload, FEW, 1.0, 3)[2], 4 * parameters / 2**20
+        peak, model = _run(workload, FEW, 1.0, 3).peak, 4 * parameters / 2**20
         row = {"workload": workload, "parameters": parameters, "model MiB": round(model), "MiB": round(peak)}
         rows.append(row | {"models": round(peak / model, 2), "beside": round((peak - smallest) / model, 2)})
     return rows
@@ -69,35 +65,26 @@ def _by_command(clients: int, size: Size) -> Row:
     )
     return {
         "clients": clients,
-        "cpu s, few rounds": round(few[1], 2),
-        "wall ms a round": round(1000 * (many[0] - few[0]) / MORE_ROUNDS, 1),
-        "cpu ms a round": round(1000 * (many[1] - few[1]) / MORE_ROUNDS, 1),
-        "MiB": round(many[2]),
+        "cpu s, few rounds": round(few.cpu, 2),
+        "wall ms a round": round(1000 * (many.wall - few.wall) / MORE_ROUNDS, 1),
+        "cpu ms a round": round(1000 * (many.cpu - few.cpu) / MORE_ROUNDS, 1),
+        "MiB": round(many.peak),
     }
 
 
-def _run(workload: str, clients: int, rate: float, rounds: int) -> tuple[float, float, float]:
-    """Return wall and CPU seconds of one run from the command line, and its peak of memory in MiB."""
+def _run(workload: str, clients: int, rate: float, rounds: int) -> Process:
+    """Return what one run from the command line took."""
     said = [f"task.target={_MODULE}:Made", f"allow_modules=[{_MODULE}]", f"task.args.num_clients={clients}"]
-    asked = [f"cohort.rate={rate}", f"privacy.target_delta={DELTA}", f"num_rounds={rounds}", "seed=1"]
+    asked = [
+        "engine.workers=1",
+        f"cohort.rate={rate}",
+        f"privacy.target_delta={DELTA}",
+        f"num_rounds={rounds}",
+        "seed=1",
+    ]
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            "-m",
-            "fedveil",
-            "simulate",
-            "task=custom",
-            f"task.args.workload={workload}",
-            *said,
-        ]
-        command += ["privacy=client_central", *asked, f"hydra.run.dir={Path(folder) / 'run'}"]
-        started = time.monotonic()
-        child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        _, status, used = os.wait4(child.pid, 0)
-        taken = time.monotonic() - started
-    if status:
-        raise RuntimeError(f"a run of {clients} clients failed with {workload}")
-    return taken, used.ru_utime + used.ru_stime, used.ru_maxrss / _MEBI
+        said += ["task=custom", f"task.args.workload={workload}", "privacy=client_central"]
+        return run_fedveil("simulate", *said, *asked, f"hydra.run.dir={Path(folder) / 'run'}")
 
 
 def _row(workload: str, size: Size) -> Row:

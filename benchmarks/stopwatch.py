@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -11,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 BEGAN = "FEDVEIL_BENCHMARK_BEGAN"  # when the contender's process was started, in seconds since the epoch
+SAMPLE_SECONDS = 0.01  # between two looks at a process's peak of memory
 _TICK = os.sysconf("SC_CLK_TCK")
 _MEBI = 1024.0  # /proc counts in KiB
 
@@ -52,6 +57,64 @@ class Stopwatch:
     def to_json(self) -> str:
         """Return what was measured as one line."""
         return json.dumps({key: value for key, value in asdict(self).items() if not key.startswith("_")})
+
+
+@dataclass(frozen=True)
+class Process:
+    """What a process took from its start to its end: seconds by the clock, of CPU, and its peak of memory in MiB."""
+
+    wall: float
+    cpu: float
+    peak: float
+
+
+def run_fedveil(*arguments: str) -> Process:
+    """Run a command of fedveil in a process of its own, and return what it took."""
+    return run_process(sys.executable, "-m", "fedveil", *arguments)
+
+
+def run_process(*command: str) -> Process:
+    """Run a command, and return what it took with the processes that it waited for.
+
+    Raises:
+      RuntimeError: it failed.
+    """
+    # Compiled modules are cached, as those of an installed package are.
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    begin, before, ended, peaks = time.perf_counter(), _ended_cpu(), threading.Event(), [0.0]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+
+    def watch() -> None:
+        while not ended.wait(SAMPLE_SECONDS):
+            peaks.append(peak_of(child.pid))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    status = child.wait()
+    taken = time.perf_counter() - begin
+    ended.set()
+    watcher.join()
+    if status:
+        raise RuntimeError(f"failed: {' '.join(command)}")
+    return Process(taken, _ended_cpu() - before, max(peaks))
+
+
+def _ended_cpu() -> float:
+    """Return the CPU seconds of all processes that this one has waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def peak_of(process: int) -> float:
+    """Return the peak of a process's resident memory so far, in MiB; 0 if it is gone.
+
+    That of getrusage begins with the memory of the process that started it.
+    """
+    with suppress(OSError):
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / _MEBI
+    return 0.0
 
 
 def cpu_milliseconds(ways: Mapping[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:

@@ -39,6 +39,11 @@ def median(values: Sequence[float]) -> float:
     return float(f"{statistics.median(values):.4g}")
 
 
+def spread(values: Sequence[float]) -> float:
+    """Return how far the values lie apart, in percent of their median."""
+    return float(f"{100 * (max(values) - min(values)) / statistics.median(values):.2g}")
+
+
 def ratio(one: float | None, other: float | None) -> float | None:
     """Return one / other, or None where either was not measured."""
     return float(f"{one / other:.3g}") if one is not None and other else None
@@ -49,7 +54,7 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return "(nothing was measured)"
     columns = list(rows[0])
-    cells = [columns, *[[_spelled(row.get(column)) for column in columns] for row in rows]]
+    cells = [columns, *[[spelled(row.get(column)) for column in columns] for row in rows]]
     widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
     lines = [
         "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |"
@@ -58,7 +63,8 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
 
-def _spelled(value: object) -> str:
+def spelled(value: object) -> str:
+    """Return a value as a cell of a table has it."""
     if value is None:
         return "-"
     return f"{value:.3g}" if isinstance(value, float) and value < 1000 else str(value)

@@ -1,6 +1,9 @@
 """Each benchmark runs at toy size and writes what it promises; how long things take is no test's business."""
 
+import itertools
 import json
+import os
+import re
 import runpy
 import sys
 from dataclasses import replace
@@ -11,16 +14,16 @@ import numpy as np
 import pytest
 import torch
 
-from fedveil.benchmarks import contenders, engines, gpu, memory
+from fedveil.benchmarks import commands, contenders, engines, gpu, long_runs, memory, modes
 from fedveil.benchmarks.__main__ import main
 from fedveil.benchmarks.contenders import Missing, measure
 from fedveil.benchmarks.engines import LEAN, OURS, Options, run_engines
 from fedveil.benchmarks.lean import run_lean
 from fedveil.benchmarks.made_task import Made
 from fedveil.benchmarks.ours import run_ours
-from fedveil.benchmarks.stopwatch import Stopwatch, cpu_seconds
+from fedveil.benchmarks.stopwatch import Process, Stopwatch, cpu_seconds, run_process
 from fedveil.benchmarks.stopwatch import memory as memory_of
-from fedveil.benchmarks.tables import as_table, ratio
+from fedveil.benchmarks.tables import as_table, ratio, spelled, spread
 from fedveil.benchmarks.workload import (
     EXAMPLES,
     FEWEST,
@@ -40,6 +43,7 @@ from fedveil.messages.local_training import LocalTraining
 from fedveil.tasks.arrays import read_arrays
 
 OTHER_SIZES = [("resnet-18", 11_171_018), ("resnet-272k", 272e3), ("lstm-82k", 82e3)]
+EVIDENCE = Path(__file__).parents[2] / "docs" / "evidence"
 TOY = ["--clients", "6", "--cohort", "3", "--rounds", "1", "--repeats", "1"]
 
 
@@ -100,7 +104,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "BATCHES", {2: 2})
     monkeypatch.setattr(memory, "POPULATIONS", (3, 6))
     monkeypatch.setattr(memory, "WIDE", ("tiny",))
-    monkeypatch.setattr(memory, "_run", lambda *asked: (2.0 + asked[2], 1.0 + asked[2], 300.0))
+    monkeypatch.setattr(memory, "_run", lambda *asked: Process(2.0 + asked[2], 1.0 + asked[2], 300.0))
+    numbers = itertools.count(1)
+    for module in (commands, long_runs, modes):
+        monkeypatch.setattr(module, "run_fedveil", lambda *said: Process(1.0, float(next(numbers)), 99.0))
+    monkeypatch.setattr(commands, "run_process", lambda *command: Process(1.0, 1.0, 99.0))
     monkeypatch.setattr(secagg, "CASES", (Case(6, 5, 4, 2000, 0.2), Case(6, 5, 4, 2000, 0.2, bits=16)))
     monkeypatch.setattr(secagg, "MADE", (Case(12, 6, 4, 2000, 0.2),))
     monkeypatch.setattr(secagg, "HELD", (Case(6, 5, 4, 2000, 0.2),))
@@ -130,6 +138,9 @@ def written(arguments: list[str], path: Path) -> dict[str, Any]:
         ("gpu", ["--workloads", "adapters", "--device", "cpu"], [1, 1, 2]),
         ("loading", ["--workloads", "tiny"], [1]),
         ("stacks", [], [3]),
+        ("modes", [], [7]),
+        ("commands", [], [7]),
+        ("long_runs", ["--rounds", "100"], [3]),
         ("precision", ["--workloads", "tiny"], [2]),
         ("precision", ["--workloads", "tiny", "shakespeare-lstm"], [2, 1]),
         ("secagg", [], [2, 1, 1, 1]),
@@ -141,7 +152,7 @@ def written(arguments: list[str], path: Path) -> dict[str, Any]:
 def test_a_benchmark_writes_its_tables(
     benchmark: str, arguments: list[str], rows: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = written([benchmark, *arguments, *TOY], tmp_path / "result.json")
+    result = written([benchmark, *TOY, *arguments], tmp_path / "result.json")
     assert result["benchmark"] == benchmark
     assert [len(table) for table in result["tables"].values()] == rows
     assert result["conditions"]["cores"] > 0
@@ -182,49 +193,23 @@ def test_without_a_gpu_its_benchmark_ends_in_a_sentence(
     assert not out and not list(tmp_path.iterdir())
 
 
-def test_measurements_go_into_their_section_of_the_page(tmp_path: Path) -> None:
-    """Rows of several files follow each other; nothing else of the page changes."""
-    page, names = tmp_path / "page.md", ("a.json", "b.json")
-    section = "Load average 9.5 before and 9.9 after, on 1 cores: busy.\n\n**Time**\n\n| old |\n|-----|\n| 1.5 |\n\n- kept\n"
-    commands = "".join(f"run --json {name}\n" for name in names)
-    page.write_text(f"# Page\n\n## One\n\n{commands}\n{section}\n## Two\n\nrun --json c.json\n\n{section}")
-    for number, name in enumerate(names):
-        row = {"new": number}
-        result = {
-            "conditions": {"load_before": 0.1, "cores": 2},
-            "load_after": number,
-            "tables": {"Time": [row]},
-        }
-        (tmp_path / name).write_text(json.dumps(result | {"notes": []}))
-    files = [str(tmp_path / name) for name in names]
-    assert main(["show", *files, "--into", str(page)]) == 0
-    new = "Load average 0.1 before and 0 after; 0.1 before and 1 after, on 2 cores.\n\n**Time**\n\n"
-    new += "| new |\n|-----|\n| 0   |\n| 1   |\n\n- kept\n"
-    assert (
-        page.read_text() == f"# Page\n\n## One\n\n{commands}\n{new}\n## Two\n\nrun --json c.json\n\n{section}"
-    )
-    with pytest.raises(ValueError, match="0 sections"):
-        main(["show", str(page.with_name("d.json")), "--into", str(page)])
-
-
-def test_each_file_that_a_command_on_the_page_writes_has_its_section() -> None:
-    """The tables' titles are those of the code: a result of each would find its place."""
-    text = (Path(__file__).parents[2] / "docs" / "evidence" / "benchmarks.md").read_text()
-    for name, titles in {
-        "dp_sgd": [
-            "Milliseconds of CPU: a step",
-            "Over plain SGD, noise and all",
-            "Over plain SGD, without the noise",
-        ],
-        "precision": ["Milliseconds of CPU: a step in each precision"],
-        "memory": ["Against the cohort", "Against the population, `fedveil simulate`, tiny"],
-        "privacy": ["Ledger, milliseconds a round"],
-        "overhead": ["Clients that do nothing, 100 000 parameters", "Ratios"],
-        "ray": ["Seconds of a round", "Ratios of wall time", "Ratios of CPU time"],
-        "secagg": ["Rounds, milliseconds of CPU", "One mask and its addition, milliseconds"],
-    }.items():
-        (section,) = [part for part in text.split("\n## ") if f"--json {name}.json" in part]
-        assert all(f"\n**{title}**\n\n| " in section for title in titles)
+def test_tables_of_the_page_are_rows_of_its_results() -> None:
+    """A table may leave out rows and columns of what was measured, and has nothing else."""
+    page = (EVIDENCE / "benchmarks.md").read_text()
+    results = {path.name: json.loads(path.read_text()) for path in (EVIDENCE / "benchmarks").glob("*.json")}
+    seen = dict.fromkeys(results, 0)
+    for section in re.split("(?m)^##+ ", page):
+        for name in re.findall(r"--json (\S+)", section):
+            for title, rows in results.get(name, {"tables": {}})["tables"].items():
+                for table in re.findall(rf"(?m)^\*\*{re.escape(title)}\*\*\n\n((?:\|.*\n)+)", section):
+                    columns, _, *lines = [
+                        tuple(cell.strip() for cell in line.strip("|\n").split("|"))
+                        for line in table.splitlines()
+                    ]
+                    kept = {tuple(spelled(row.get(column)) for column in columns) for row in rows}
+                    assert set(columns) <= set(rows[0]) and set(lines) <= kept, title
+                    seen[name] += 1
+    assert all(seen.values())
 
 
 @pytest.mark.usefixtures("quick")
@@ -294,9 +279,20 @@ def test_channels_last_changes_nothing_but_rounding() -> None:
         np.testing.assert_allclose(read_arrays(trained)[name], value, atol=1e-6)
 
 
-def test_the_stopwatch_counts_this_process() -> None:
-    import os
+def test_a_process_is_measured_from_start_to_end() -> None:
+    """Its peak is its own, not that of this process, from which it was forked."""
+    here = bytearray(os.urandom(1 << 20)) * 300
+    process = run_process(sys.executable, "-c", "import time; kept = bytearray(60 << 20); time.sleep(0.2)")
+    assert 60 < process.peak < 250 and process.wall > 0.2 and process.cpu > 0 and len(here)
+    with pytest.raises(RuntimeError, match=r"failed: .*exit\(3\)"):
+        run_process(sys.executable, "-c", "exit(3)")
 
+
+def test_spread_is_the_distance_of_the_extremes() -> None:
+    assert spread([1.0, 1.1, 1.05]) == 9.5
+
+
+def test_the_stopwatch_counts_this_process() -> None:
     before = cpu_seconds(os.getpid())
     sum(k * k for k in range(2_000_000))
     assert cpu_seconds(os.getpid()) > before
