@@ -38,7 +38,7 @@ from .training.sgd import with_fast_kernels
 
 LEDGER_WAIT_SECONDS = 10.0  # for another process that holds the ledger
 # Simulated clients' ledgers that stay read in memory, and their releases: about half a kilobyte each.
-MAX_LEDGERS, MAX_RELEASES = 512, 1 << 18
+MAX_LEDGERS, MAX_RELEASES = 512, 1 << 20
 
 
 @dataclass(eq=False)
@@ -237,9 +237,9 @@ class Workbench:
         return self._ledgers[key]
 
     def _forget_ledgers(self) -> None:
-        """Forget the ledgers read first until there is room for one more; their entries are in the store."""
+        """Forget the ledgers read first until there is room for one more, but the last; their entries are in the store."""
         releases = sum(len(ledger.book.releases) for ledger in self._ledgers.values())
-        while self._ledgers and (len(self._ledgers) >= MAX_LEDGERS or releases > MAX_RELEASES):
+        while len(self._ledgers) > 1 and (len(self._ledgers) >= MAX_LEDGERS or releases > MAX_RELEASES):
             ledger = self._ledgers.pop(next(iter(self._ledgers)))
             releases -= len(ledger.book.releases)
 
