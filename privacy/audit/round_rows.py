@@ -121,9 +121,10 @@ def cut(path: Path, rows: Rows) -> None:
     """Replace a file by one with these rows, (rounds,); remove it if there are none."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)
-    for row in rows:
-        append(temporary, np.asarray(row))
     if len(rows):
+        header = _header(rows.dtype)
+        with open_for_owner(temporary) as file:
+            file.writelines(header + row.tobytes() for row in rows)
         temporary.replace(path)
     else:
         path.unlink(missing_ok=True)

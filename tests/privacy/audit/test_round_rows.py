@@ -7,7 +7,7 @@ import pytest
 
 from fedveil.base.refusal import Refusal
 from fedveil.base.tensor_file import read_npy
-from fedveil.privacy.audit.round_rows import Rows, append, read
+from fedveil.privacy.audit.round_rows import Rows, append, cut, read
 from fedveil.privacy.audit.sum_audit import empty_row
 
 CANARIES = 3
@@ -59,3 +59,12 @@ def test_a_last_row_of_other_canaries_is_refused(tmp_path: Path, canaries: int) 
 def test_a_missing_or_empty_file_has_no_rows(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     assert len(read(tmp_path / "rows", CANARIES)) == len(read(tmp_path / "empty", CANARIES)) == 0
+
+
+def test_a_cut_file_is_that_of_its_first_rows(tmp_path: Path) -> None:
+    written(tmp_path / "few", range(1, 4))
+    written(tmp_path / "many", range(1, 9))
+    cut(tmp_path / "many", read(tmp_path / "many", CANARIES)[:3])
+    assert (tmp_path / "many").read_bytes() == (tmp_path / "few").read_bytes()
+    cut(tmp_path / "many", read(tmp_path / "many", CANARIES)[:0])
+    assert not (tmp_path / "many").exists()
