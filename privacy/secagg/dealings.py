@@ -111,7 +111,10 @@ class Dealings:
 
     def holders(self, dealer: int, among: frozenset[int]) -> int:
         """Return how many of these nodes hold shares of the dealer's, with no complaint between the two."""
-        return sum(self.masked(dealer, peer) for peer in self.agreed.neighbours(dealer, among))
+        peers = self.agreed.neighbours(dealer, among)
+        if not self.void:  # as nearly always
+            return len(peers)
+        return sum(self.masked(dealer, peer) for peer in peers)
 
     def masked(self, node: int, peer: int) -> bool:
         """Return whether two neighbours have a mask: neither has complained of the other without a verdict."""
