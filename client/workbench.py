@@ -38,7 +38,7 @@ from .training.sgd import with_fast_kernels
 
 LEDGER_WAIT_SECONDS = 10.0  # for another process that holds the ledger
 # Simulated clients' ledgers that stay read in memory, and their releases: about half a kilobyte each.
-MAX_LEDGERS, MAX_RELEASES = 512, 1 << 20
+MAX_LEDGERS, MAX_RELEASES = 2048, 1 << 20
 
 
 @dataclass(eq=False)

@@ -88,8 +88,8 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 103_124,  # with docstrings, comments and blank lines
-    "lines of the core": 62_598,
+    "lines of the package": 103_128,  # with docstrings, comments and blank lines
+    "lines of the core": 62_602,
     "files that know many features": 0,
     "tests of None": 1_464,
     "tests of None on a part's name": 25,

@@ -34,7 +34,7 @@ class Growth:
     ("privacy", "keys", "most"),  # at first caches of the accountant grow, too; they are bounded
     [
         ("client_central", {"privacy.noise_multiplier": 20, "population": 20}, 12_000),
-        ("record", {"privacy.noise_multiplier": 20}, 12_000),
+        pytest.param("record", {"privacy.noise_multiplier": 20}, 12_000, marks=pytest.mark.campaign),
     ],
 )
 def test_a_round_adds_little_to_memory(privacy: str, keys: dict[str, Any], most: int, tmp_path: Path) -> None:
