@@ -170,10 +170,10 @@ def _pass(model: nn.Module, inputs: Inputs) -> _PassBytes:
     saved = dict[int, int]()  # by address: a tensor that several operations save is one in memory
     references: list[Tensor] = []  # so that no other tensor gets the address of a freed one
 
-    def save(tensor: Tensor) -> Tensor:
-        references.append(tensor)
+    def save(tensor: Tensor) -> None:
+        # Not the tensor itself, and no backward pass reads it: the graph, which has this function, would hold itself.
+        references.append(tensor.detach())
         saved[_address(tensor)] = tensor.nbytes
-        return tensor
 
     with torch.enable_grad(), saved_tensors_hooks(save, lambda each: each), _Sizes() as functions:
         outputs_of(model, inputs)

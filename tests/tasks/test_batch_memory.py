@@ -1,9 +1,11 @@
 """Tests of ``batch_memory``: how many examples are in memory at a time."""
 
 import gc
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -111,6 +113,18 @@ def test_model_is_measured_once_for_each_shape() -> None:
     del model
     gc.collect()
     assert len(batch_memory._measured) < before  # pyright: ignore[reportPrivateUsage]
+
+
+def test_measured_model_holds_no_weights_that_it_had() -> None:
+    """A pass saves tensors, which would hold its graph, which holds all weights but the first."""
+    weights = np.ones((2, 8), np.float32)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    model[2].weight.data = torch.from_numpy(weights)
+    evaluated_at_once(AUTO, model.eval(), Examples(torch.ones(4, 8), torch.zeros(4)))
+    model[2].weight.data, kept = torch.empty(0), weakref.ref(weights)
+    del weights
+    gc.collect()
+    assert kept() is None
 
 
 def test_weights_that_a_pass_unpacks_count_for_no_example() -> None:
