@@ -88,6 +88,11 @@ class Workbench:
         check_made_here(model)
         return with_fast_kernels(model).to(self.device)
 
+    @cached_property
+    def convolves(self) -> bool:
+        """Whether the model has convolutions of images, whose weights have four dimensions."""
+        return any(p.dim() == 4 for p in self.model.parameters())
+
     def precision(self) -> AbstractContextManager[Any]:
         """Return the context in which the model runs."""
         return precision(self.device, self.settings.dtype)

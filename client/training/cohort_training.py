@@ -45,9 +45,8 @@ MAX_PARAMETERS = 50_000  # above it, one client's matrix products saturate a cor
 MAX_STACK = 128  # clients in a stack, so that memory does not grow with the cohort
 MAX_VISITS = 1 << 20  # of examples in a stack's epochs, whose order takes 8 bytes each
 FREE_ROWS = 256  # of a step, below which Python dominates and padding costs nothing
-PADDED_IMAGES = (
-    1.2  # rows of a first step of convolutions, over those without padding, up to which stacking pays
-)
+# Rows of a first step of convolutions, over those without padding, up to which stacking pays.
+PADDED_IMAGES = 1.2
 MAX_IMAGES = 16  # clients that one process takes at a time, to stack the convolutions of a few in turn
 
 
@@ -95,7 +94,7 @@ def can_vectorise(bench: Workbench, accelerator: str = "cpu") -> bool:
 
 def image_layers(bench: Workbench) -> Layers:
     """Return the layers of a network of convolutions that is stacked in groups of channels; none for any other bench."""
-    if bench.device.type != "cpu" or not any(p.dim() == 4 for p in bench.model.parameters()):
+    if bench.device.type != "cpu" or not bench.convolves:
         return []
     from .convolutions import convolutional
 
@@ -240,11 +239,11 @@ def _stacks(bench: Workbench, clients: Group, training: LocalTraining) -> list[G
     step, with all batches padded to the widest, has at most `FREE_ROWS` rows or twice as many as without padding.
     """
     stacks, layers = [list(group) for _, group in groupby(clients, _records)], image_layers(bench)
-    fit = _rows_fit
+    most, free = 2.0, FREE_ROWS
     if layers:
-        fit = _images_fit
+        most, free = PADDED_IMAGES, 0
     if len(stacks) > 1 and bench.isolates_examples(lambda: joined([examples for _, examples in clients])):
-        stacks = _filled_up(clients, training, fit)
+        stacks = _filled_up(clients, training, most, free)
     if not layers:
         return stacks
     return [
@@ -258,35 +257,27 @@ def _parts(group: Group, most: int) -> list[Group]:
     return [group[len(group) * n // parts : len(group) * (n + 1) // parts] for n in range(parts)]
 
 
-def _rows_fit(padded: int, rows: int) -> bool:
-    return padded <= max(2 * rows, FREE_ROWS)
-
-
-def _images_fit(padded: int, rows: int) -> bool:
-    return padded <= PADDED_IMAGES * rows
-
-
-def _filled_up(clients: Group, training: LocalTraining, fit: Callable[[int, int], bool]) -> list[Group]:
+def _filled_up(clients: Group, training: LocalTraining, most: float, free: int) -> list[Group]:
     """Return the clients in groups of uneven ones, as `_stacks`.
 
     Args:
       clients: of the cohort.
       training: its settings.
-      fit: returns whether a group may have a first step of so many rows, with padding and without it.
+      most: rows of a group's first step, padded, over those without padding.
+      free: rows of such a step that are always allowed.
     """
     stacks: list[Group] = []
-    rows = visits = 0  # of the last stack: rows of its first step unpadded, and examples of all its epochs
+    # Of the last stack: rows of a client's first step at most, of all clients' first steps, and examples of all epochs.
+    widest = rows = visits = 0
     for one in clients:
-        own_rows, own_visits = min(_records(one), training.batch_size), _records(one) * training.local_epochs
+        own_rows = min(records := _records(one), training.batch_size)
+        own_visits = records * training.local_epochs
         rows, visits = rows + own_rows, visits + own_visits
-        if stacks and visits <= MAX_VISITS:
-            widest = min(_records(stacks[-1][0]), training.batch_size)
-            padded_rows = widest * (len(stacks[-1]) + 1)
-            if fit(padded_rows, rows):
-                stacks[-1].append(one)
-                continue
+        if stacks and visits <= MAX_VISITS and widest * (len(stacks[-1]) + 1) <= max(most * rows, free):
+            stacks[-1].append(one)
+            continue
         stacks.append([one])
-        rows, visits = own_rows, own_visits
+        widest, rows, visits = own_rows, own_rows, own_visits
     return stacks
 
 
