@@ -143,6 +143,7 @@ def test_a_clients_state_stays_with_it(workers: int) -> None:
 
 def test_clients_with_state_stay_in_the_process_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(warmup, "WARMUP_SECONDS", 0.0)
+    monkeypatch.setattr("threading.active_count", lambda: 1)  # whatever earlier tests left
     stateless, stateful = (grid_of(app_of(each), 1) for each in (numbered, counting))
     for grid, workers in ((stateless, 2), (stateful, 1)):
         grid.warmup = Warmup(2, idle=1e9)

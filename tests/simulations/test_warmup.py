@@ -23,6 +23,13 @@ MADE = (
 LONG = 2 * WARMUP_SECONDS
 
 
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count no thread that an earlier test of this process left."""
+    earlier, count = threading.active_count() - 1, threading.active_count
+    monkeypatch.setattr(threading, "active_count", lambda: count() - earlier)
+
+
 @pytest.mark.parametrize(
     ("seconds", "idle", "workers"),
     [
