@@ -51,7 +51,7 @@ class Warmup:
 
         It stays 1 beside other threads of this process, since a lock of theirs would stay closed in a forked one.
         """
-        if self.seconds < WARMUP_SECONDS or threading.active_count() > 1:
+        if self.most == 1 or self.seconds < WARMUP_SECONDS or threading.active_count() > 1:
             return 1
         return min(self.most, 1 + int(self.idle / self.seconds + _ALMOST))
 

@@ -112,7 +112,7 @@ def test_a_process_that_trained_is_forked_on_linux_without_gpus(
     [
         ("task=digits", "task.num_clients=140", "cohort.rate=0.96"),
         ("task=digits", "task.num_clients=12", "cohort=all", "privacy=record", "faults.corrupt=0.2"),
-        (*MADE, "task.args.workload=cnn-100k", "task.args.num_clients=5", "cohort=all"),
+        (*MADE, "task.args.workload=cnn-1m", "task.args.num_clients=4", "cohort=all"),
     ],
     ids=["stacked", "records", "one by one"],
 )
