@@ -57,13 +57,14 @@ class Warmup:
 
 
 def can_fork() -> bool:
-    """Return whether a process may be forked after it has trained on the processor: on Linux, without a GPU for torch.
+    """Return whether a process may be forked after it has trained on the processor, and idle cores can be read.
 
-    Where torch sees a GPU its automatic differentiation starts threads, and does not work in forked processes.
+    That is on Linux with a readable /proc/stat, and without a GPU for torch, whose automatic differentiation starts threads
+    where it sees one, and does not work in forked processes then.
     """
     import torch
 
-    return sys.platform == "linux" and torch.cuda.device_count() == 0
+    return sys.platform == "linux" and os.access(_STAT, os.R_OK) and torch.cuda.device_count() == 0
 
 
 def idle_seconds() -> float:

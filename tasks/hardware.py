@@ -21,9 +21,8 @@ from ..base.refusal import Refusal
 from .data import Data, Examples, mapped
 
 CPU = torch.device("cpu")
-CPU_QUOTA = Path(
-    "/sys/fs/cgroup/cpu.max"
-)  # as a container sees its own: microseconds of each period, and the period
+# The quota of a container, as it sees it: microseconds of each period, and the period.
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _WORKER = [0]  # number of this process among the workers of its engine
 
 

@@ -12,6 +12,7 @@ steps leaves the stack. With any other loss only clients with equally many examp
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -349,22 +350,24 @@ def stacked(start: Mapping[str, Tensor], clients: int) -> dict[str, Tensor]:
     return {name: value.unsqueeze(0).repeat(clients, *([1] * value.dim())) for name, value in start.items()}
 
 
+def _forward(bench: Workbench, flat: bool) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
+    """Return the function of all clients' weights and inputs that computes their outputs; `flat` as of `perceptron`."""
+    if images := image_layers(bench):
+        from .convolutions import forward_images
+
+        return partial(forward_images, images)
+    if layers := perceptron(bench.model, flat):
+        return lambda weights, inputs: forward(layers, weights, inputs)[0]
+    return vmap(partial(functional_call, bench.model))
+
+
 def _losses(bench: Workbench, flat: bool) -> Losses:
     """Return the function that computes each client's loss with the task's model; `flat` as of `perceptron`."""
-    model, layers, images = bench.model, perceptron(bench.model, flat), image_layers(bench)
-    loss_of = _loss_of(bench.task)
-
-    def outputs_of(weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
-        return functional_call(model, weights, (inputs,))
+    outputs_of, loss_of = _forward(bench, flat), _loss_of(bench.task)
 
     def losses(weights: dict[str, Tensor], inputs: Tensor, targets: Tensor, shares: Tensor | None) -> Tensor:
         with bench.precision():
-            if images:
-                from .convolutions import forward_images
-
-                outputs = forward_images(images, weights, inputs)
-            else:
-                outputs = forward(layers, weights, inputs)[0] if layers else vmap(outputs_of)(weights, inputs)
+            outputs = outputs_of(weights, inputs)
             if shares is None:
                 return loss_of(outputs, targets)
             return (example_losses(bench.task, outputs, targets).unflatten(0, shares.shape) * shares).sum(1)

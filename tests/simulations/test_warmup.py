@@ -105,16 +105,26 @@ def test_a_process_that_trained_is_forked_on_linux_without_gpus(
     monkeypatch.setattr("sys.platform", platform)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert can_fork() is forks
+    monkeypatch.setattr(warmup, "_STAT", Path("/nowhere/stat"))
+    assert not can_fork()
 
 
 @pytest.mark.parametrize(
     "job",
     [
         ("task=digits", "task.num_clients=140", "cohort.rate=0.96"),
+        (
+            "task=digits",
+            "task.num_clients=140",
+            "cohort.rate=0.96",
+            "audit=full",
+            "audit.canaries=20",
+            "audit.looks=1",
+        ),
         ("task=digits", "task.num_clients=12", "cohort=all", "privacy=record", "faults.corrupt=0.2"),
         (*MADE, "task.args.workload=cnn-1m", "task.args.num_clients=4", "cohort=all"),
     ],
-    ids=["stacked", "records", "one by one"],
+    ids=["stacked", "audited", "records", "one by one"],
 )
 def test_workers_from_the_second_round_on_leave_the_same_bits(
     job: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
