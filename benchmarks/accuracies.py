@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 import fedveil as fv
 
-from ..tasks.data import Examples
+from ..tasks import AnnouncedTask
 from ..tasks.shipped import mnist5k, shakespeare
 from ..tasks.shipped.shakespeare import ALPHABET, CONTEXT
 from . import digits_cnn
@@ -35,52 +34,21 @@ class Reader(nn.Module):
         return self.scores(self.cells(self.embedding(inputs))[0][:, CONTEXT - 1 :])
 
 
-@dataclass(frozen=True)
-class Rebuilt:
-    """A task with another model.
-
-    Attributes:
-      task: whose data, loss and metrics it has.
-      build: returns the model.
-    """
-
-    task: Any
-    build: Callable[[], nn.Module]
-    simulated: bool = True
-
-    @property
-    def num_clients(self) -> int:
-        """The number of clients."""
-        return self.task.num_clients
+class Characters(AnnouncedTask):
+    """Characters of Shakespeare's roles, which an LSTM predicts."""
 
     def model(self) -> nn.Module:
         """Return the model, the same at every call."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
-            return self.build()
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the task's loss."""
-        return self.task.loss(outputs, targets)
-
-    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """Return the task's metrics."""
-        return self.task.metrics(outputs, targets)
-
-    def client_data(self, client: int) -> Examples:
-        """Return a client's examples."""
-        return self.task.client_data(client)
-
-    def held_out(self) -> Examples:
-        """Return the held-out examples."""
-        return self.task.held_out()
+            return Reader()
 
 
 # The task, its learning rate, and as many rounds as it takes to learn.
 TASKS: dict[str, tuple[Callable[[], Any], float, int]] = {
     "mnist5k": (mnist5k.load, 20.0, 20),
     "digits-cnn": (digits_cnn.load, 0.1, 10),
-    "shakespeare-lstm": (lambda: Rebuilt(shakespeare.load(CLIENTS), Reader), 2.0, 20),
+    "shakespeare-lstm": (lambda: Characters(CLIENTS, lambda: shakespeare.load(CLIENTS)), 2.0, 20),
 }
 
 

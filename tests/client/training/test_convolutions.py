@@ -1,8 +1,10 @@
 """Convolutions of several clients at once: equal to those of single clients, and only where they are and pay."""
 
 import copy
+import runpy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -19,7 +21,6 @@ from fedveil.client.training.convolutions import convolutional, forward_images, 
 from fedveil.client.training.in_place import begin
 from fedveil.client.workbench import Workbench
 from fedveil.messages.client_settings import TRAIN_LOSS, ClientSettings
-from fedveil.messages.flower_adapter import claim_identity
 from fedveil.messages.local_training import LocalTraining, Optimizer
 from fedveil.messages.wire import WEIGHT, instruct, memory_arrays
 from fedveil.privacy.mechanisms.private_sum import CohortSum
@@ -33,9 +34,8 @@ SETTINGS = ClientSettings("made", LocalTraining(0.1, local_epochs=2, batch_size=
 SPEC = SumSpec(None, (Segment(TRAIN_LOSS, 5.0), Segment(WEIGHT, 1e9)))
 
 
-@pytest.fixture(autouse=True)
-def identity() -> None:
-    claim_identity(run_id=1)
+MADE = runpy.run_path(str(Path(__file__).with_name("test_cohort_training.py")))
+identity = MADE["identity"]
 
 
 def small() -> nn.Module:
@@ -50,35 +50,21 @@ def small() -> nn.Module:
 
 
 @dataclass
-class Made:
+class Made(MADE["Made"]):
     """Random images, as many for each client as `sizes` says."""
 
     sizes: tuple[int, ...] = SIZES
     build: Callable[[], nn.Module] = small
     loss_of: Callable[..., Tensor] = nn.functional.cross_entropy
     side: int = SIDE
-    simulated: bool = True
-
-    @property
-    def num_clients(self) -> int:
-        return len(self.sizes)
-
-    def model(self) -> nn.Module:
-        return self.build()
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return self.loss_of(outputs, targets)
-
-    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        return {}
 
     def client_data(self, client: int) -> Examples:
         source = torch.Generator().manual_seed(client)
         inputs = torch.randn(self.sizes[client], 2, self.side, self.side, generator=source)
         return Examples(inputs, torch.randint(CLASSES, (self.sizes[client],), generator=source))
-
-    def held_out(self) -> Examples:
-        return self.client_data(0)
 
 
 def bench_of(task: Made, training: LocalTraining = SETTINGS.training) -> Workbench:
