@@ -1,5 +1,6 @@
 """Epsilons of many rounds at once are those that are computed one by one."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from dp_accounting.dp_event import GaussianDpEvent, LaplaceDpEvent, PoissonSampledDpEvent
 
+from fedveil.privacy.accounting import many_epsilons
 from fedveil.privacy.accounting.epsilon import GATE_INTERVAL, epsilon, grouped
 from fedveil.privacy.accounting.many_epsilons import epsilons
 from fedveil.privacy.budget import Adjacency
@@ -66,3 +68,19 @@ def test_a_search_that_begins_far_off_ends_right_or_nowhere() -> None:
         )
         reached = np.isfinite(together)
         assert together[reached] == pytest.approx(alone[reached], rel=1e-7)
+
+
+def test_epsilons_are_those_of_the_larger_side_whichever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    once = many_epsilons.losses_once
+
+    def turned(*leaf: Any) -> Any:
+        pair: Any = copy.copy(once(*leaf))
+        pair._pmf_remove, pair._pmf_add = pair._pmf_add, pair._pmf_remove
+        return pair
+
+    compositions = [grouped({sampled(0.01, 1.5): n}) for n in range(100, 1_000, 300)]
+    expected = epsilons(compositions, 1e-6, Adjacency.ZERO_OUT, np.array([0.35, 0.68, 0.88]))
+    monkeypatch.setattr(many_epsilons, "losses_once", turned)
+    together = epsilons(compositions, 1e-6, Adjacency.ZERO_OUT, expected)
+    assert np.isfinite(expected).all()
+    assert together == pytest.approx(expected, rel=1e-7)
