@@ -78,9 +78,13 @@ def test_epsilons_are_those_of_the_larger_side_whichever_it_is(monkeypatch: pyte
         pair._pmf_remove, pair._pmf_add = pair._pmf_add, pair._pmf_remove
         return pair
 
-    compositions = [grouped({sampled(0.01, 1.5): n}) for n in range(100, 1_000, 300)]
-    expected = epsilons(compositions, 1e-6, Adjacency.ZERO_OUT, np.array([0.35, 0.68, 0.88]))
+    def times(n: int) -> dict[Any, int]:
+        return {sampled(0.1, 8.0): n}
+
+    rounds = range(1_000, 3_000, 700)
+    compositions = [grouped(times(n)) for n in rounds]
+    _, expected = of_rounds(times, rounds, 1e-5, Adjacency.ZERO_OUT, 0.0)
     monkeypatch.setattr(many_epsilons, "losses_once", turned)
-    together = epsilons(compositions, 1e-6, Adjacency.ZERO_OUT, expected)
+    together = epsilons(compositions, 1e-5, Adjacency.ZERO_OUT, expected)
     assert np.isfinite(expected).all()
     assert together == pytest.approx(expected, rel=1e-7)
