@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from .contenders import ALL, Missing, measure
 from .stopwatch import Stopwatch
-from .tables import Row, conditions, median, ratio, result_of, spread
+from .tables import Row, conditions, median, ratio, result_of, spread, wide
 from .workload import TRAINED, Size
 
 IDLE = "idle-100k"
@@ -30,6 +30,14 @@ _COMPARED = (
     ("pfl, 2 processes", OURS_TWO),
     (OURS, LEAN),
 )
+
+_TABLES = {
+    "Seconds of a round": "wall s",
+    "Spread of the processes' medians, percent": "spread %",
+    "Seconds of CPU of a round": "cpu s",
+    "Seconds to the end of the first round": "first round s",
+    "MiB": "MiB",
+}
 
 Measured = dict[str, list[Stopwatch]]
 
@@ -67,7 +75,11 @@ def run_engines(options: Options) -> Row:
         rows += [_row(workload, name, watches) for name, watches in measured.items()]
         wall += _ratios(workload, measured, "wall", options.contenders)
         cpu += _ratios(workload, measured, "cpu", options.contenders)
-    tables = {"Seconds of a round": rows, "Ratios of wall time": wall, "Ratios of CPU time": cpu}
+    tables = {title: wide(rows, ["contender"], "workload", [column]) for title, column in _TABLES.items()}
+    tables |= {
+        "Ratios of wall time": wide(wall, ["this", "over"], "workload", ["ratio"]),
+        "Ratios of CPU time": wide(cpu, ["this", "over"], "workload", ["ratio"]),
+    }
     return result_of("engines", before, tables, [*notes, _said(options)])
 
 

@@ -16,7 +16,7 @@ from . import accuracies
 from .engines import Options
 from .made_task import Made
 from .stopwatch import cpu_milliseconds
-from .tables import Row, conditions, ratio, result_of
+from .tables import Row, conditions, ratio, result_of, wide
 from .workload import LEARNING_RATE, build, examples_of
 
 BATCHES = (10, 64)
@@ -35,11 +35,11 @@ def run_precision(options: Options) -> Row:
         timed = [name for name in options.workloads if name not in trained]
         rows = [_measure(name, batch, turns) for name in timed for batch in BATCHES]
     notes = [f"the fastest of {turns} turns of {STEPS} steps, client by client; bfloat16: torch's autocast"]
-    tables = {"Milliseconds of CPU: a step in each precision": rows}
+    wide_rows = wide(rows, ["workload"], "batch", [*DTYPES, "ratio"])
+    tables = {"Milliseconds of CPU: a step in each precision and batch": wide_rows}
     if trained:
-        tables["Held-out accuracy in each precision, percent"] = [
-            _accuracy(name, seed) for name in trained for seed in SEEDS
-        ]
+        runs = [_accuracy(name, seed) for name in trained for seed in SEEDS]
+        tables["Held-out accuracy in each precision and seed, percent"] = wide(runs, ["task"], "seed", DTYPES)
     return result_of("precision", before, tables, notes)
 
 

@@ -63,6 +63,23 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
 
+def wide(rows: Sequence[Row], keys: Sequence[str], by: str, values: Sequence[str]) -> list[Row]:
+    """Return one row for the rows that have the same keys, with their values beside each other.
+
+    Args:
+      rows: of a long table.
+      keys: columns that stay.
+      by: column whose cells name the new columns, after the name of the value if there are several.
+      values: columns of which each new one has one.
+    """
+    joined: dict[tuple[Any, ...], Row] = {}
+    for row in rows:
+        line = joined.setdefault(tuple(row[key] for key in keys), {key: row[key] for key in keys})
+        for value in values:
+            line[f"{value} {row[by]}" if len(values) > 1 else str(row[by])] = row.get(value)
+    return list(joined.values())
+
+
 def spelled(value: object) -> str:
     """Return a value as a cell of a table has it."""
     if value is None:
