@@ -15,7 +15,7 @@ from ..base.refusal import Refusal
 from .accuracies import TASKS
 from .audit_share import run_audit
 from .commands import run_commands
-from .contenders import ALL
+from .contenders import ALL, NAMED
 from .dp_sgd import LARGE, PRIVATE, run_dp_sgd
 from .engines import Options, run_engines, run_overhead
 from .gpu import run_gpu
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pfl-python", metavar="PATH", help="a Python with pfl 0.6 and torch")
     parser.add_argument("--before", metavar="PATH", help="an earlier checkout, for secagg_checks")
     parser.add_argument("--workloads", nargs="+", choices=models, metavar="MODEL", help=", ".join(models))
-    parser.add_argument("--contenders", nargs="+", choices=ALL, default=ALL, metavar="WHO", help=which)
+    parser.add_argument("--contenders", nargs="+", choices=NAMED, default=ALL, metavar="WHO", help=which)
     parser.add_argument("--clients", type=int, default=size.clients, help="the population")
     parser.add_argument("--cohort", type=int, default=size.cohort, help="clients of a round")
     parser.add_argument("--rounds", type=int, default=size.rounds, help="measured rounds of a process")

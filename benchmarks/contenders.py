@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from .stopwatch import BEGAN, Stopwatch
@@ -64,6 +65,12 @@ def _ray(stock: bool) -> Callable[[str, Size, Stopwatch], None]:
     return run
 
 
+def _nvflare(workload: str, size: Size, watch: Stopwatch) -> None:
+    from .nvflare_simulator import run_nvflare
+
+    run_nvflare(workload, size, watch)
+
+
 def _ours_on_ray(workload: str, size: Size, watch: Stopwatch) -> None:
     from .ours import run_on_ray
 
@@ -79,15 +86,17 @@ _HERE: dict[str, Callable[[str, Size, Stopwatch], None]] = {
     "lean loop": _lean(False),
     "lean loop, channels-last": _lean(True),
 }
+NVFLARE = "NVFLARE's simulator, 2 threads"
 _PFL = {"pfl, 1 process": 1, "pfl, 2 processes": 2}
 ALL = (*_HERE, *_PFL)
+NAMED = (*ALL, NVFLARE)  # it takes seconds for each client, and is measured only where it is named
 
 
 def measure(name: str, workload: str, size: Size, pfl_python: str | None = None) -> Stopwatch:
     """Run one contender in its own process and return what it took.
 
     Args:
-      name: one of `ALL`.
+      name: one of `NAMED`.
       workload: a key of `workload.MODELS`.
       size: how much there is to do.
       pfl_python: a Python that has pfl 0.6 and torch.
@@ -96,6 +105,10 @@ def measure(name: str, workload: str, size: Size, pfl_python: str | None = None)
       Missing: pfl or Ray is not there.
       RuntimeError: the contender failed.
     """
+    if name == NVFLARE and (find_spec("nvflare") is None or size.clients != size.cohort):
+        raise Missing(
+            "all its clients take part in each round; give --clients as many as --cohort, with nvflare"
+        )
     numbers = [str(n) for n in (size.clients, size.cohort, size.rounds)]
     command = [*_command(name, pfl_python), workload, *numbers]
     environment = {**os.environ, **_QUIET, BEGAN: repr(time.time())}
@@ -109,8 +122,6 @@ def measure(name: str, workload: str, size: Size, pfl_python: str | None = None)
 
 
 def _command(name: str, pfl_python: str | None) -> list[str]:
-    from importlib.util import find_spec
-
     if name in _PFL:
         if pfl_python is None or not Path(pfl_python).exists():
             raise Missing("no Python with pfl; give --pfl-python PATH")
@@ -126,7 +137,7 @@ def main(arguments: list[str]) -> None:
     """Run the contender that the arguments name and print what it took."""
     name, workload, *numbers = arguments
     watch = Stopwatch()
-    _HERE[name](workload, Size(*map(int, numbers)), watch)
+    {**_HERE, NVFLARE: _nvflare}[name](workload, Size(*map(int, numbers)), watch)
     print("\n" + watch.to_json(), flush=True)
 
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .contenders import ALL, Missing, measure
+from .contenders import ALL, NVFLARE, Missing, measure
 from .stopwatch import Stopwatch
 from .tables import Row, conditions, median, ratio, result_of, spread, wide
 from .workload import TRAINED, Size
@@ -29,6 +29,7 @@ _COMPARED = (
     ("pfl, 1 process", OURS),
     ("pfl, 2 processes", OURS_TWO),
     (OURS, LEAN),
+    (NVFLARE, OURS),
 )
 
 _TABLES = {

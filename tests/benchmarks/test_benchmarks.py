@@ -232,6 +232,17 @@ def test_a_contender_that_fails_is_no_result() -> None:
         measure(LEAN, "no such model", Size(6, 3, 1))
 
 
+def test_nvflare_is_missing_where_some_clients_would_rest() -> None:
+    with pytest.raises(Missing, match="give --clients as many as --cohort"):
+        measure(contenders.NVFLARE, "tiny", Size(6, 3, 1))
+
+
+@pytest.mark.campaign
+def test_clients_of_nvflare_train() -> None:
+    watch = measure(contenders.NVFLARE, "tiny", Size(2, 2, 1))
+    assert len(watch.wall) == 1 and watch.wall[0] > 0
+
+
 def test_pfl_without_a_python_that_has_it_is_missing() -> None:
     with pytest.raises(Missing):
         measure("pfl, 1 process", "tiny", Size(), "/nowhere/python")
