@@ -147,8 +147,10 @@ def read_caps(folder: Path) -> list[Cap]:
 
 def caps_on(ledger: Path) -> list[Cap]:
     """Return the decisions that apply to a ledger at this path: the latest on `all`, and the latest on its data."""
-    name = ledger.stem.removeprefix(POPULATION).removeprefix(RECORDS).removeprefix(CLIENT)[:NAME_LENGTH]
     latest = {cap.data: cap for cap in read_caps(ledger.parent)}
+    if not latest:
+        return []
+    name = ledger.stem.removeprefix(POPULATION).removeprefix(RECORDS).removeprefix(CLIENT)[:NAME_LENGTH]
     return [latest[data] for data in (ALL, name) if data in latest]
 
 

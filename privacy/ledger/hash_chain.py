@@ -100,6 +100,15 @@ def linked(draft: Draft, before: Head) -> Entry:
     return entry._replace(hash=_digest(entry))
 
 
+def entries_after(drafts: Iterable[Draft], before: Head) -> list[Entry]:
+    """Return drafts as the entries that follow a head."""
+    entries = list[Entry]()
+    for draft in drafts:
+        entries.append(linked(draft, before))
+        before = entries[-1].head
+    return entries
+
+
 def _digest(entry: Entry) -> str:
     """Return the SHA-256 of all fields before the hash, as JSON: that of `canonical`, in a third of the time."""
     texts = ",".join(map(encode_basestring_ascii, entry[1:-1]))
@@ -324,8 +333,8 @@ class EntryChain(Protocol):
         """Return the context in which drafts are appended: all of them are written, or none."""
         ...
 
-    def append(self, drafts: Iterable[Draft], before: Head) -> None:
-        """Write drafts as the entries that follow a head; within a `transaction`."""
+    def append(self, drafts: Iterable[Draft], before: Head) -> list[Entry]:
+        """Write drafts as the entries that follow a head, and return these; within a `transaction`."""
         ...
 
     def after(self, head: Head) -> Iterator[Entry]:
@@ -359,7 +368,7 @@ class EntryFile:
             )
 
     @classmethod
-    def create_or_open(cls, path: Path, begin: Callable[[Self], None], *, durable: bool) -> Self:
+    def create_or_open(cls, path: Path, begin: Callable[[Self], object], *, durable: bool) -> Self:
         """Open a file for writing, or create one.
 
         Args:
@@ -406,7 +415,7 @@ class EntryFile:
             raise
         return opened
 
-    def _prepare(self, begin: Callable[[Self], None], durable: bool) -> None:
+    def _prepare(self, begin: Callable[[Self], object], durable: bool) -> None:
         """Set up the database for writing; arguments as of `create_or_open`."""
         self._db.execute("PRAGMA trusted_schema=OFF")
         self._db.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
@@ -473,12 +482,11 @@ class Chain(EntryFile):
         """Open a chain, or start one with the entry `first`; the caller holds the lock. Otherwise as `create_or_open`."""
         return cls.create_or_open(path, lambda chain: chain.append([first], START), durable=durable)
 
-    def append(self, drafts: Iterable[Draft], before: Head) -> None:
-        """Write drafts as the entries that follow a head; within a `transaction`."""
-        for draft in drafts:
-            entry = linked(draft, before)
-            self._db.execute(f"INSERT INTO entries ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", entry)
-            before = entry.head
+    def append(self, drafts: Iterable[Draft], before: Head) -> list[Entry]:
+        """Write drafts as the entries that follow a head, and return these; within a `transaction`."""
+        entries = entries_after(drafts, before)
+        self._db.executemany(f"INSERT INTO entries ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", entries)
+        return entries
 
     def after(self, head: Head) -> Iterator[Entry]:
         """Yield the entries after a head, each checked against the one before.

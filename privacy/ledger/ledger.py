@@ -75,6 +75,7 @@ __all__ = [
 Key = tuple[str, int, str]
 # Largest relative difference between epsilon by PLD and the exact epsilon of Gaussian noise; within it, PLD decides.
 ACCOUNTANTS_DIFFER = 1e-6
+MAX_CONVERSIONS = 64  # events whose JSON a process keeps: clients with the same plan have one event
 
 
 class BudgetExhausted(Exception):
@@ -579,7 +580,7 @@ class Ledger:
                         if self._book.releases[key].state is ReleaseState.RESERVED
                     ]
                     yield drafts
-                    self._chain.append(drafts, self._book.head)
+                    entries = self._chain.append(drafts, self._book.head)
             except LedgerUnavailable:
                 self._resources.close()
                 raise
@@ -588,7 +589,8 @@ class Ledger:
                 mend = disk_remedy(error) or "mend the disk"
                 remedy = f"could not be written ({error}); nothing may leave until it can: {mend}; resume"
                 raise LedgerUnavailable("ledger", str(self.path), remedy) from error
-            self._book.replay(self._chain)
+            for entry in entries:
+                self._book.take(entry, str(self.path))
             self._pending.clear()
 
 
@@ -640,8 +642,26 @@ def _require_same(release: Release, earlier: LedgerRelease, events: dict[str, An
 
 def events_to_json(release: Release) -> dict[str, Any]:
     """Return a release's events as JSON, by adversary; a shared event is one object, which is then checked once."""
-    converted = {id(event): event_to_json(event) for event in release.events.values()}
-    return {adversary.value: converted[id(event)] for adversary, event in release.events.items()}
+    by_id = {id(event): _as_json(event) for event in release.events.values()}
+    return {adversary.value: by_id[id(event)] for adversary, event in release.events.items()}
+
+
+def _as_json(event: Any) -> dict[str, Any]:
+    """Return an event as JSON, of the same object as the same object."""
+    # The cache goes by identity, as the gate's does; it keeps the event, so that no other one gets its id.
+    other, data = _conversions.get(id(event), (None, {}))
+    if other is event:
+        return data
+    data = event_to_json(event)
+    with contextlib.suppress(TypeError):  # of an event with a list, which may change
+        hash(event)
+        if len(_conversions) >= MAX_CONVERSIONS:
+            _conversions.clear()
+        _conversions[id(event)] = event, data
+    return data
+
+
+_conversions: dict[int, tuple[Any, dict[str, Any]]] = {}
 
 
 def require_affordable(release: Release, events: dict[str, Any], budget: Budget, book: LedgerState) -> None:

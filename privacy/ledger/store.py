@@ -27,7 +27,7 @@ from .hash_chain import (
     EntryFile,
     Head,
     chained,
-    linked,
+    entries_after,
     refusing_ledger,
     regular,
 )
@@ -54,6 +54,7 @@ class Store(EntryFile):
         super().__init__(path, mode)
         self._process, self._is_open = os.getpid(), True
         self._threads = threading.RLock()  # held by a thread of this process in its transaction
+        self._last: Head | None = None  # what `head` returns; None where a transaction must read it
 
     @classmethod
     def for_writing(cls, folder: Path) -> Self:
@@ -80,8 +81,11 @@ class Store(EntryFile):
     @contextlib.contextmanager
     def transaction(self) -> Generator[None]:
         """Write the whole block to disk before returning, or none of it; within another block, when that one ends."""
-        with self._threads, self._part() if self._db.in_transaction else super().transaction():
-            yield
+        with self._threads:
+            if not self._db.in_transaction:
+                self._last = None  # another process may have written
+            with self._part() if self._db.in_transaction else super().transaction():
+                yield
 
     @contextlib.contextmanager
     def _part(self) -> Generator[None]:
@@ -90,6 +94,7 @@ class Store(EntryFile):
         try:
             yield
         except BaseException:
+            self._last = None
             with contextlib.suppress(sqlite3.Error):
                 self._db.execute("ROLLBACK TO part")
                 self._db.execute("RELEASE part")
@@ -105,22 +110,23 @@ class Store(EntryFile):
                         self.append(path.stem, [first], START)
         return StoredChain(self, path)
 
-    def append(self, ledger: str, drafts: Iterable[Draft], before: Head) -> None:
-        """Write entries of a ledger; within a `transaction`.
+    def append(self, ledger: str, drafts: Iterable[Draft], before: Head) -> list[Entry]:
+        """Write entries of a ledger, and return them; within a `transaction`.
 
         Args:
           ledger: name of the ledger.
           drafts: the entries.
           before: head that they follow.
         """
-        last = self.head()
-        number, link = last.seq, bytes.fromhex(last.hash)
-        for draft in drafts:
-            entry = linked(draft, before)
+        number, text = self._last or self.head()
+        link, entries = bytes.fromhex(text), entries_after(drafts, before)
+        for entry in entries:
             digest = bytes.fromhex(entry.hash)
-            number, link, before = number + 1, _link(link, digest), entry.head
+            number, link = number + 1, _link(link, digest)
             row = (number, ledger, entry.seq, entry.kind, entry.key, entry.payload, digest, link)
             self._db.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+        self._last = Head(number, link.hex())
+        return entries
 
     def after(self, ledger: str, head: Head) -> Iterator[tuple[object, ...]]:
         """Yield a ledger's head, unless it is `START`, and the entries after it as rows, which are not checked; see `chained`."""
@@ -128,6 +134,13 @@ class Store(EntryFile):
         before = START.hash
         for *fields, digest in self._db.execute(query, (ledger, head.seq)):
             yield *fields, before, (before := digest.hex())
+
+    def last(self, ledger: str) -> Head:
+        """Return the head of a ledger, `START` without entries; no hash is checked, which `StoredChain.after` does."""
+        query = "SELECT seq, hash FROM entries WHERE ledger = ? ORDER BY seq DESC LIMIT 1"
+        for seq, digest in self._db.execute(query, (ledger,)):
+            return Head(seq, digest.hex())
+        return START
 
     def hash_at(self, ledger: str, seq: int) -> str:
         """Return the hash of an entry of a ledger; empty if there is none."""
@@ -182,25 +195,27 @@ class StoredChain:
     """Entries of one ledger in a store, which are checked as they are read; methods as of `EntryChain`."""
 
     def __init__(self, store: Store, path: Path) -> None:
-        self.path = path
+        self.path, self._name = path, path.stem
         self._store = store
 
     def transaction(self) -> contextlib.AbstractContextManager[None]:
         return self._store.transaction()
 
-    def append(self, drafts: Iterable[Draft], before: Head) -> None:
-        self._store.append(self.path.stem, drafts, before)
+    def append(self, drafts: Iterable[Draft], before: Head) -> list[Entry]:
+        return self._store.append(self._name, drafts, before)
 
     def after(self, head: Head) -> Iterator[Entry]:
         with refusing_ledger(self.path, f"cannot be read after entry {head.seq}"):
-            rows = self._store.after(self.path.stem, head)
+            if self._store.last(self._name) == head:  # which takes less time than to read the entry
+                return
+            rows = self._store.after(self._name, head)
             if head != START:
                 self._require(head, [(row[0], row[-1]) for row in islice(rows, 1)])
             yield from chained(rows, head, str(self.path))
 
     def require(self, head: Head) -> None:
         if head != START:
-            self._require(head, [(head.seq, self._store.hash_at(self.path.stem, head.seq))])
+            self._require(head, [(head.seq, self._store.hash_at(self._name, head.seq))])
 
     def _require(self, head: Head, entries: list[tuple[object, object]]) -> None:
         """Refuse a chain if the entry in it is not the head; `entries` has its number and hash, or is empty."""

@@ -302,23 +302,25 @@ def test_death_at_a_sync_is_survived(tmp_path, nth):
         assert ledger.epsilon() >= epsilon([EVENT], BUDGET.target_delta)
 
 
-def test_a_reservation_that_is_interrupted_is_whole_or_absent(tmp_path, monkeypatch):
+@pytest.mark.parametrize("nth", [1, 2], ids=["before its commit", "before its reservation"])
+def test_a_reservation_that_is_interrupted_is_whole_or_absent(tmp_path, monkeypatch, nth):
     """Ctrl-C between the disk and the memory: the next reservation reads what is really there."""
     path = tmp_path / "ledger"
     with opened(path, durable=False) as ledger:
         ledger.commit(release_reserved(ledger, 1), durable=False)
-        real, calls = ledger._book.replay, []
+        real, calls = ledger._book.take, []
 
-        def interrupted(chain):
-            calls.append(chain)
-            if len(calls) == 2:
+        def interrupted(entry, source):
+            calls.append(entry.kind)
+            if len(calls) == nth:
                 raise KeyboardInterrupt
-            real(chain)
+            real(entry, source)
 
-        monkeypatch.setattr(ledger._book, "replay", interrupted)
+        monkeypatch.setattr(ledger._book, "take", interrupted)
         with pytest.raises(KeyboardInterrupt):
             ledger.reserve(release(2))
         monkeypatch.undo()
+        assert calls == ["commit", "reserve"][:nth]
         ledger.reserve(release(3))
         assert ledger.epsilon() == epsilon({EVENT: 3}, BUDGET.target_delta)
     kinds = [entry.kind for entry in read_entries(path)]
