@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from ..messages.record_settings import RecordPrivacy
 from ..privacy.budget import Budget
 from ..privacy.ledger.ledger import Ledger
 from ..privacy.ledger.store import Store
+from ..privacy.plan import Plan
+from ..strategies.record_plan import record_plan
 from ..tasks import load_task
 from ..tasks.arrays import base_check, lent_arrays, load_arrays, memory_of, own_names
 from ..tasks.data import Data, Examples, data_of, drawn_data_of
@@ -36,9 +38,13 @@ from ..tasks.protocol import Objective, Task, check_trainable
 from .extra import extra_records
 from .training.sgd import with_fast_kernels
 
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import DpEvent
+
 LEDGER_WAIT_SECONDS = 10.0  # for another process that holds the ledger
 # Simulated clients' ledgers that stay read in memory, and their releases: about half a kilobyte each.
 MAX_LEDGERS, MAX_RELEASES = 2048, 1 << 20
+LedgerKey = tuple[int, str, str, Budget, str]  # process, folder, name, budget and origin
 
 
 @dataclass(eq=False)
@@ -58,15 +64,18 @@ class Workbench:
     measured: bool = False
     independent: bool = False
     evaluated: bool = False
-    _fingerprints: dict[int, str] = field(default_factory=dict[int, str])  # of lazy data, by client
+    # Of data by client, but not of real data in memory.
+    _fingerprints: dict[int, str] = field(default_factory=dict[int, str])
     # Data within the bounds per person, by client, most examples of a person, and owners.
     _bounded: dict[tuple[int, int, Owners | None], Data] = field(
         default_factory=dict[tuple[int, int, "Owners | None"], Data]
     )
     # Of simulated clients. A forked process keeps its parent's store, unused: see `Store`.
     _stores: dict[tuple[int, Path], Store] = field(default_factory=dict[tuple[int, Path], Store])
-    _ledgers: dict[tuple[Store, Path, Budget], Ledger] = field(
-        default_factory=dict[tuple[Store, Path, Budget], Ledger]
+    _ledgers: dict[LedgerKey, Ledger] = field(default_factory=dict["LedgerKey", Ledger])
+    # Plan and event of a round on own records, by noise of the ledger alone and number of records.
+    _plans: dict[tuple[float | None, int], tuple[Plan, DpEvent]] = field(
+        default_factory=dict[tuple[float | None, int], "tuple[Plan, DpEvent]"]
     )
 
     @cached_property
@@ -199,12 +208,37 @@ class Workbench:
         listed = record.ledgers[client] if record.ledgers else ""
         if settings.device or listed:
             return settings.device or listed
-        data = data_of(self.task, client)
-        if isinstance(data, Examples):
-            return fingerprint(data)
-        if client not in self._fingerprints:  # of lazy data, which are read for it once in this process
+        if client not in self._fingerprints:
+            data = data_of(self.task, client)
+            if isinstance(data, Examples) and not self.task.simulated:
+                return fingerprint(data)  # real data in memory may change from round to round
             self._fingerprints[client] = fingerprint(data)
         return self._fingerprints[client]
+
+    def plan_of(
+        self, ledger: str, records: int, settings: ClientSettings, record: RecordPrivacy
+    ) -> tuple[Plan, DpEvent]:
+        """Return plan and event of a round on a client's own records; of equal rounds, the same objects.
+
+        Args:
+          ledger: name of the ledger, some of which have noise of their own.
+          records: number of the client's records, at least 1, without canary records.
+          settings: of the client.
+          record: record-level privacy of these settings.
+        """
+        key = self._noise_by_ledger.get(ledger), records
+        if settings is self.settings and key in self._plans:
+            return self._plans[key]
+        plan = record_plan(record.of_ledger(ledger), records + record.canaries, settings)
+        pair = plan, plan.event()
+        if settings is self.settings:
+            self._plans[key] = pair
+        return pair
+
+    @cached_property
+    def _noise_by_ledger(self) -> dict[str, float]:
+        record = self.settings.record
+        return dict(record.noise_by_ledger) if record else {}
 
     def open_ledger(self, name: str, settings: ClientSettings, record: RecordPrivacy) -> Ledger:
         """Return the ledger with the name that `ledger_name` gave it, open for writing; its folder is created if missing.
@@ -218,9 +252,13 @@ class Workbench:
           record: folder, budget and origin of the ledger.
         """
         budget, simulated = record.terms.budget, self.task.simulated and settings.device is None
+        key = os.getpid(), record.ledger_dir, name, budget, record.origin
+        is_stored = simulated and not record.own_files
+        if is_stored and (ledger := self._ledgers.get(key)) and not self._has_too_many(ledger):
+            return ledger
         path = record.ledger_path(name)
-        if simulated and not record.own_files and not path.exists():
-            ledger = self._stored_ledger(path, budget, name)
+        if is_stored and (key in self._ledgers or not path.exists()):
+            ledger = self._stored_ledger(key, path)
         else:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             options: Any = {"simulated": simulated, "durable": not simulated, "wait": LEDGER_WAIT_SECONDS}
@@ -229,16 +267,17 @@ class Workbench:
         ledger.purpose, ledger.origin = origin.pop("purpose", None), origin
         return ledger
 
-    def _stored_ledger(self, path: Path, budget: Budget, owner: str) -> Ledger:
-        """Return a simulated client's ledger in the store of its folder, which this process opens once."""
-        store = self._store(path.parent)
-        key = store, path, budget
-        ledger = self._ledgers.get(key)
+    def _has_too_many(self, ledger: Ledger) -> bool:
+        """Return whether too many releases are in memory, if each ledger has as many as this one."""
         # To sum the releases of all would take longer than a charge, in each round of each.
-        if not ledger or len(ledger.book.releases) * len(self._ledgers) > MAX_RELEASES:
-            self._forget_ledgers()
+        return len(ledger.book.releases) * len(self._ledgers) > MAX_RELEASES
+
+    def _stored_ledger(self, key: LedgerKey, path: Path) -> Ledger:
+        """Return a simulated client's ledger in the store of its folder, which this process opens once."""
+        self._forget_ledgers()
         if key not in self._ledgers:
-            self._ledgers[key] = Ledger.stored(store, path, budget, owner=owner)
+            _, _, owner, budget, _ = key
+            self._ledgers[key] = Ledger.stored(self._store(path.parent), path, budget, owner=owner)
         return self._ledgers[key]
 
     def _forget_ledgers(self) -> None:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated
 
 from ..base.bounded_decoding import RARE, Undecodable, build, check_fields, plain_of, read_json
@@ -121,7 +122,7 @@ class RecordTerms:
             remedy = "requires per_person and a sampling rate"
             raise Refusal("clients_per_person", self.clients_per_person, remedy)
 
-    @property
+    @cached_property
     def budget(self) -> Budget:
         """Budget of the records, or of the persons who have them."""
         if self.per_person is None:

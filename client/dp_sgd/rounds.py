@@ -29,7 +29,7 @@ from ...privacy.mechanisms.private_sum import CohortSum, on_grid
 from ...privacy.mechanisms.randomness import Randomness, Stream
 from ...privacy.mechanisms.sum_spec import SumSpec
 from ...privacy.plan import Plan
-from ...strategies.record_plan import PoissonBatches, record_plan
+from ...strategies.record_plan import PoissonBatches
 from ...tasks.batch_memory import AUTO
 from ...tasks.data import Batches, Data, Union
 from ...tasks.hardware import placed
@@ -209,14 +209,14 @@ def ledger_round(
     terms, randomness = record.terms, Randomness(settings.seed)
     check_delta("privacy", terms.target_delta, records, "records", record.allow_large_delta)
     name = bench.ledger_name(client, settings, record)
-    plan = record_plan(record.of_ledger(name), records + record.canaries, settings)
+    plan, event = bench.plan_of(name, records, settings, record)
     batches = randomness.stream("batches", number, client)
     noise = randomness.stream("dp-sgd noise", number, client)
     # The release has the client's number because clients with equal data share a ledger, and each is charged. It has the
     # attempt's number because another attempt at a round draws fresh noise; seeded noise repeats, at no further cost.
     attempt = wire.read_attempt(content) if settings.seed is None else 0
     mechanism = f"{MECHANISM} {client}" + (f" attempt {attempt}" if attempt else "")
-    events = dict.fromkeys(plan.adversaries, plan.event())
+    events = dict.fromkeys(plan.adversaries, event)
     release = Release(terms.budget.unit, run, number, mechanism, events, randomness.kind)
     return LedgerRound(record, name, plan, batches, noise, release)
 
