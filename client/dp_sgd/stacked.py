@@ -8,6 +8,7 @@ fails, such as for a gradient that is not finite, is trained alone: its seeded n
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from ...messages.client_settings import training_settings
 from ...messages.flower_adapter import name_message
 from ...messages.local_training import LocalTraining
 from ...privacy.ledger.ledger import Ledger
-from ...privacy.mechanisms.discrete_gaussian import add_on_lattice
+from ...privacy.mechanisms.discrete_gaussian import add_rows_on_lattice
 from ...privacy.mechanisms.private_sum import CohortSum
 from ...privacy.mechanisms.randomness import Randomness, Stream
 from ...privacy.mechanisms.sum_spec import SumSpec
@@ -262,10 +263,15 @@ def _make_means(sums: Tensor, noise: Sequence[StackedNoise]) -> None:
     """
     if not bool(sums.sum().isfinite()):
         raise FloatingPointError("a clipped sum is not finite")
-    for row, each in zip(sums, noise, strict=True):
-        if each.sigma:
-            add_on_lattice(row.numpy(), each.sigma, each.step, each.stream)
-        row.div_(each.expected)
+    rows_of = defaultdict[tuple[int, float], list[int]](list)  # whose noise has one distribution
+    for row, each in enumerate(noise):
+        rows_of[each.sigma, each.step].append(row)
+    for (sigma, step), rows in rows_of.items():
+        if sigma:
+            block = sums[rows].numpy()
+            add_rows_on_lattice(block, sigma, step, [noise[row].stream for row in rows])
+            sums[rows] = torch.from_numpy(block)
+    sums.div_(torch.tensor([[float(each.expected)] for each in noise], dtype=sums.dtype))
 
 
 def _clipped_sums(

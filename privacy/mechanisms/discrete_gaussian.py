@@ -24,6 +24,7 @@ The package `fedveil_compiled`, which `compiled/` builds, computes the same numb
 constant-time: addresses in the table depend on the draws, and so does the number of draws left to the residual.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Context, Decimal
 from functools import cache, lru_cache, reduce
@@ -33,7 +34,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .randomness import Stream
+from .randomness import Stream, Streams
 
 try:
     import fedveil_compiled as _installed  # pyright: ignore[reportMissingModuleSource]
@@ -85,6 +86,18 @@ def sample(sigma: int, count: int, stream: Stream) -> Whole:
     return out
 
 
+def sample_rows(sigma: int, count: int, streams: Sequence[Stream]) -> Whole:
+    """Return a row of `count` draws from each stream, those of `sample`, all at once; arguments as of `sample`."""
+    if len(streams) == 1:
+        return sample(sigma, count, streams[0])[None]
+    table = _table(sigma)
+    out = np.empty(len(streams) * count, table.starts.dtype)
+    indices = _look_up(table, out, Streams(streams, [count] * len(streams)))
+    counts = np.bincount(indices // count, minlength=len(streams)).tolist()
+    out[indices] = _draw_residuals(table, counts, streams)
+    return out.reshape(len(streams), count)
+
+
 def add_on_lattice(values: NDArray[np.floating], sigma: int, step: float, stream: Stream) -> None:
     """Round values to whole steps and add discrete Gaussian noise, in place.
 
@@ -94,7 +107,22 @@ def add_on_lattice(values: NDArray[np.floating], sigma: int, step: float, stream
       step: of the lattice.
       stream: from which the bits are drawn.
     """
-    noise = sample(sigma, values.size, stream)
+    _add(values, sample(sigma, values.size, stream), step)
+
+
+def add_rows_on_lattice(
+    values: NDArray[np.floating], sigma: int, step: float, streams: Sequence[Stream]
+) -> None:
+    """Do in each row of values, shape (len(streams), n), what `add_on_lattice` does with its stream."""
+    count = values.shape[1]
+    at_once = max(1, _CHUNK // max(1, count))
+    for first in range(0, len(streams), at_once):
+        rows = slice(first, first + at_once)
+        _add(values[rows], sample_rows(sigma, count, streams[rows]), step)
+
+
+def _add(values: NDArray[np.floating], noise: Whole, step: float) -> None:
+    """Round values to whole steps and add noise, of the same shape, in place."""
     narrow = (values.dtype, noise.dtype) == (np.float32, np.int32) and values.flags.c_contiguous
     add = compiled().add_on_lattice if narrow and compiled() else _add_to_rounded
     add(values, noise, step)
@@ -202,7 +230,7 @@ def _weights(first: int, stride: int, count: int, sigma: int) -> list[Decimal]:
     return weights
 
 
-def _look_up(table: _Table, out: Whole, stream: Stream) -> NDArray[np.int32]:
+def _look_up(table: _Table, out: Whole, stream: Stream | Streams) -> NDArray[np.int32]:
     """Draw numbers into `out`, and return the indices of those that the residual must replace."""
     narrow = table.stride <= _NARROW
     words = stream.uint32(out.size) if narrow else stream.uint64(out.size)
@@ -246,22 +274,40 @@ def _draw_residual(table: _Table, count: int, stream: Stream) -> NDArray[np.int6
     parts = [np.empty(0, np.int64)]
     missing = count
     while missing > 0:
-        tries = int(missing / table.residual_acceptance * _SPARE) + 16
-        parts.append(_propose(table, tries, stream)[:missing])
+        parts.append(_propose(table, _tries(table, missing), stream)[0][:missing])
         missing -= parts[-1].size
     return np.concatenate(parts)
 
 
-def _propose(table: _Table, n: int, stream: Stream) -> NDArray[np.int64]:
-    """Return those of `n` proposals for the residual that are accepted."""
+def _draw_residuals(table: _Table, counts: Sequence[int], streams: Sequence[Stream]) -> NDArray[np.int64]:
+    """Return what `_draw_residual` does for each count and stream, one after the other."""
+    tries = [_tries(table, count) * (count > 0) for count in counts]
+    values, places = _propose(table, sum(tries), Streams(streams, tries))
+    ends = np.searchsorted(places, np.cumsum(tries)).tolist()
+    parts = list[NDArray[np.int64]]()
+    for count, stream, start, end in zip(counts, streams, [0, *ends], ends, strict=False):
+        parts.append(values[start:end][:count])
+        if end - start < count:
+            parts.append(_draw_residual(table, count - (end - start), stream))
+    return np.concatenate(parts)
+
+
+def _tries(table: _Table, count: int) -> int:
+    """Return how many proposals are made for `count` draws."""
+    return int(count / table.residual_acceptance * _SPARE) + 16
+
+
+def _propose(table: _Table, n: int, stream: Stream | Streams) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
+    """Return those of `n` proposals for the residual that are accepted, and their numbers."""
     blocks = _invert(table, n, stream)
     inside = (stream.uint64(n) & (table.stride - 1)).view(np.int64)
     # The last bits of a block's likeliest integer are all 1 below zero and all 0 above: xor counts away from it.
     values = table.peak.take(blocks) ^ inside
-    return values.take(np.flatnonzero(_accept(table, blocks, values, stream)))
+    places = np.flatnonzero(_accept(table, blocks, values, stream))
+    return values.take(places), places
 
 
-def _invert(table: _Table, n: int, stream: Stream) -> NDArray[np.intp]:
+def _invert(table: _Table, n: int, stream: Stream | Streams) -> NDArray[np.intp]:
     """Return blocks for `n` uniform reals: the first one whose cumulative probability exceeds the real."""
     words = stream.uint64(n)
     blocks = table.guide.take((words >> 48).view(np.int64)).astype(np.intp)
@@ -269,13 +315,13 @@ def _invert(table: _Table, n: int, stream: Stream) -> NDArray[np.intp]:
     blocks[where] = np.searchsorted(table.words, words[where], side="right")
     # A word equal to a bound's leading bits does not tell on which side of that bound the real number lies.
     for index in where[table.words[np.maximum(blocks[where] - 1, 0)] == words[where]]:
-        real = _lengthen(int(words[index]), _WORD, stream)
+        real = _lengthen(int(words[index]), _WORD, _owner(stream, int(index)))
         blocks[index] = next(block for block, bound in enumerate(table.exact) if real < bound)
     return blocks
 
 
 def _accept(
-    table: _Table, blocks: NDArray[np.intp], values: NDArray[np.int64], stream: Stream
+    table: _Table, blocks: NDArray[np.intp], values: NDArray[np.int64], stream: Stream | Streams
 ) -> NDArray[np.bool_]:
     """Return which values have a weight, over their peaks', above a real that is uniform between `acceptance` and 1."""
     if table.stride == 1:
@@ -286,7 +332,8 @@ def _accept(
     high = (stream.uint64(values.size) >> 11).view(np.int64)
     margin = np.exp(exponent) - acceptance - high * _MANTISSA * (1 - acceptance)
     for index in np.flatnonzero(np.abs(margin) <= _FLOAT_ERROR):
-        accepts = _accept_exactly(table, int(blocks[index]), int(values[index]), int(high[index]), stream)
+        own = _owner(stream, int(index))
+        accepts = _accept_exactly(table, int(blocks[index]), int(values[index]), int(high[index]), own)
         margin[index] = 1 if accepts else -1
     return margin > 0
 
@@ -298,6 +345,11 @@ def _accept_exactly(table: _Table, block: int, value: int, high: int, stream: St
     peak = int(table.peak[block])
     exponent = Decimal((peak - value) * (peak + value))
     return height < _digits.exp(_digits.divide(exponent, Decimal(2 * table.sigma**2)))
+
+
+def _owner(stream: Stream | Streams, index: int) -> Stream:
+    """Return the stream from which the number `index` of a draw came."""
+    return stream.at(index) if isinstance(stream, Streams) else stream
 
 
 def _lengthen(leading: int, scale: int, stream: Stream) -> Decimal:

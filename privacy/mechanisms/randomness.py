@@ -8,7 +8,7 @@ The optional package `fedveil_compiled`, built in `compiled/`, generates the sam
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
@@ -76,6 +76,30 @@ class Stream:
     def generator(self) -> np.random.Generator:
         """Return a NumPy generator seeded from the stream, for shuffles and synthetic data but never for noise."""
         return np.random.Generator(np.random.PCG64(int.from_bytes(self.bytes(32), "little")))
+
+
+class Streams:
+    """Streams side by side: each draw has the next numbers of all, one stream's after the other's."""
+
+    def __init__(self, streams: Sequence[Stream], counts: Sequence[int]) -> None:
+        """Take the streams, and how many numbers of each a draw has."""
+        self._streams, self._counts = streams, counts
+
+    def uint32(self, n: int) -> NDArray[np.uint32]:
+        """Return the next numbers of all streams, of which there are `n`, as `Stream.uint32` does."""
+        return np.concatenate(
+            [stream.uint32(count) for stream, count in zip(self._streams, self._counts, strict=True)]
+        )
+
+    def uint64(self, n: int) -> NDArray[np.uint64]:
+        """Return the next numbers of all streams, of which there are `n`, as `Stream.uint64` does."""
+        return np.concatenate(
+            [stream.uint64(count) for stream, count in zip(self._streams, self._counts, strict=True)]
+        )
+
+    def at(self, index: int) -> Stream:
+        """Return the stream from which the number `index` of a draw came."""
+        return self._streams[int(np.searchsorted(np.cumsum(self._counts), index, side="right"))]
 
 
 @cache

@@ -13,8 +13,13 @@ import pytest
 from scipy import stats
 
 from fedveil.privacy.mechanisms import discrete_gaussian
-from fedveil.privacy.mechanisms.discrete_gaussian import add_on_lattice, sample
-from fedveil.privacy.mechanisms.randomness import Randomness, Stream
+from fedveil.privacy.mechanisms.discrete_gaussian import (
+    add_on_lattice,
+    add_rows_on_lattice,
+    sample,
+    sample_rows,
+)
+from fedveil.privacy.mechanisms.randomness import Randomness, Stream, Streams
 
 DRAWS = 400_000
 
@@ -179,6 +184,38 @@ def test_compiled_numbers_are_those_of_numpy(
             add_on_lattice(each, sigma, 0.3 / sigma, stream)
         found.append([each.tobytes() for each in (drawn, values, wide)] + [stream.bytes(8)])
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("sigma", [1, 63, 820, 2**22, 2**40])
+@pytest.mark.parametrize("count", [0, 1, 650, 5000, 33_333])
+def test_rows_are_the_draws_of_their_streams(
+    sigma: int, count: int, compiled_package: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the residual is asked again, what is added of it, and where each stream is afterwards."""
+    monkeypatch.setattr(discrete_gaussian, "_SPARE", 0.2)
+    for package in (compiled_package, None):
+        monkeypatch.setattr(discrete_gaussian, "compiled", lambda package=package: package)
+        found: list[list[bytes]] = []
+        values = np.random.default_rng(count).normal(size=(5, count)).astype(np.float32)
+        for at_once in (True, False):
+            streams, sums = [Stream(bytes([row]) * 32) for row in range(5)], values.copy()
+            if at_once:
+                rows = sample_rows(sigma, count, streams)
+                add_rows_on_lattice(sums, sigma, 0.3 / sigma, streams)
+            else:
+                rows = np.stack([sample(sigma, count, each) for each in streams])
+                for row, each in zip(sums, streams, strict=True):
+                    add_on_lattice(row, sigma, 0.3 / sigma, each)
+            found.append([rows.tobytes(), sums.tobytes(), *(each.bytes(8) for each in streams)])
+        assert found[0] == found[1]
+
+
+def test_a_tie_takes_bits_of_its_own_stream() -> None:
+    table = discrete_gaussian._table(3)
+    boundary = int(table.words[20])
+    low, high = Scripted([5, boundary], bytes(32)), Scripted([boundary], b"\xff" * 32)
+    found = discrete_gaussian._invert(table, 3, Streams([low, high], [2, 1]))
+    assert found[1:].tolist() == [20, 21]
 
 
 def test_the_compiled_package_draws_the_numbers_that_it_should(
