@@ -138,7 +138,7 @@ def written(arguments: list[str], path: Path) -> dict[str, Any]:
         ("gpu", ["--workloads", "adapters", "--device", "cpu"], [1, 1, 2]),
         ("loading", ["--workloads", "tiny"], [1]),
         ("stacks", [], [3]),
-        ("modes", [], [7]),
+        ("modes", [], [8]),
         ("commands", [], [7]),
         ("long_runs", ["--rounds", "100"], [3]),
         ("precision", ["--workloads", "tiny"], [1]),
