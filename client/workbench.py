@@ -226,14 +226,14 @@ class Workbench:
           settings: of the client.
           record: record-level privacy of these settings.
         """
+        plans = self._plans
+        if settings is not self.settings:
+            plans = {}
         key = self._noise_by_ledger.get(ledger), records
-        if settings is self.settings and key in self._plans:
-            return self._plans[key]
-        plan = record_plan(record.of_ledger(ledger), records + record.canaries, settings)
-        pair = plan, plan.event()
-        if settings is self.settings:
-            self._plans[key] = pair
-        return pair
+        if key not in plans:
+            plan = record_plan(record.of_ledger(ledger), records + record.canaries, settings)
+            plans[key] = plan, plan.event()
+        return plans[key]
 
     @cached_property
     def _noise_by_ledger(self) -> dict[str, float]:

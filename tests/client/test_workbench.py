@@ -15,6 +15,7 @@ from fedveil.privacy.budget import Release
 from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.privacy.ledger.ledger_state import state_at
 from fedveil.privacy.ledger.store import FILE, ledgers_in
+from fedveil.strategies.record_plan import record_plan
 
 COHORT = runpy.run_path(str(Path(__file__).parent / "training" / "test_cohort_training.py"))
 Made, private_settings, bench_of = (COHORT[name] for name in ("Made", "private_settings", "bench_of"))
@@ -92,6 +93,32 @@ def test_ledgers_of_many_releases_are_read_again(tmp_path: Path, monkeypatch: py
         paths = [charge(bench, client, number) for client in range(4)]
         assert sum(len(each.book.releases) for each in bench._ledgers.values()) <= 6 + number
     assert [len(state_at(path).releases) for path in paths] == [5] * 4
+
+
+def test_only_equal_rounds_share_a_plan(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path)
+    assert settings.record is not None
+    record = replace(settings.record, noise_by_ledger=(("own", 9.0),))
+    settings = replace(settings, record=record)
+    bench = bench_of(Made(), settings)
+    pairs = [bench.plan_of(*each, settings, record) for each in (("a", 7), ("b", 7), ("own", 7), ("a", 20))]
+    assert pairs[0] is pairs[1] and len({plan.event() for plan, _ in pairs}) == 3
+    for (ledger, records), (plan, event) in zip((("b", 7), ("own", 7), ("a", 20)), pairs[1:], strict=True):
+        assert (plan, event) == (
+            (alone := record_plan(record.of_ledger(ledger), records, settings)),
+            alone.event(),
+        )
+
+
+@pytest.mark.parametrize("simulated", [True, False])
+def test_real_data_that_change_are_another_ledgers(simulated: bool, tmp_path: Path) -> None:
+    settings = replace(settings_in(tmp_path), seed=3 if simulated else None)
+    assert settings.record is not None
+    task = Made(simulated=simulated)
+    bench = bench_of(task, settings)
+    first = bench.ledger_name(0, settings, settings.record)
+    task._data[0] = task.client_data(1)
+    assert (bench.ledger_name(0, settings, settings.record) == first) is simulated
 
 
 def test_forked_worker_charges_through_a_store_of_its_own(tmp_path: Path) -> None:

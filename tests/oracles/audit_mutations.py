@@ -477,6 +477,8 @@ BEYOND: dict[str, str] = {
     "padding of a stack is an example": STACKS,
     "a stack adds no noise": STACKS,
     "clients of a stack share noise": STACKS,
+    "a client with noise of its own has another's plan": "each sum has the noise of the plan that is charged",
+    "real data that change keep their first ledger": BOOKS,
     "a canary client of an audit trains in a stack": "canaries that also train look the same, and only the sum is false",
     "records of the first client alone are measured": "what a layer does to other data; no noise is missing",
     "clients of one process are not held apart": "one client's part in another's update is within its clip",
