@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     size = Size()
     parser = argparse.ArgumentParser("python -m fedveil.benchmarks", description=__doc__)
     named = [*sorted(_BENCHMARKS), _SHOW]
-    models, which = sorted({*WORKLOADS, *PRIVATE, *TASKS}), f"which, of engines: {'; '.join(ALL)}"
+    models, which = sorted({*WORKLOADS, *PRIVATE, *TASKS}), f"which, of engines: {'; '.join(NAMED)}"
     parser.add_argument("benchmark", choices=named, metavar="NAME", help=", ".join(named))
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help=f"written before, of {_SHOW}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")

@@ -77,6 +77,7 @@ def _ours_on_ray(workload: str, size: Size, watch: Stopwatch) -> None:
     run_on_ray(workload, size, watch, actors=2)
 
 
+NVFLARE = "NVFLARE's simulator, 2 threads"
 _HERE: dict[str, Callable[[str, Size, Stopwatch], None]] = {
     "fedveil, 1 worker": _ours(1),
     "fedveil, 2 workers": _ours(2),
@@ -85,11 +86,11 @@ _HERE: dict[str, Callable[[str, Size, Stopwatch], None]] = {
     "Flower on Ray, our apps": _ray(False),
     "lean loop": _lean(False),
     "lean loop, channels-last": _lean(True),
+    NVFLARE: _nvflare,
 }
-NVFLARE = "NVFLARE's simulator, 2 threads"
 _PFL = {"pfl, 1 process": 1, "pfl, 2 processes": 2}
-ALL = (*_HERE, *_PFL)
-NAMED = (*ALL, NVFLARE)  # it takes seconds for each client, and is measured only where it is named
+NAMED = (*_HERE, *_PFL)
+ALL = tuple(name for name in NAMED if name != NVFLARE)  # which takes seconds for each client
 
 
 def measure(name: str, workload: str, size: Size, pfl_python: str | None = None) -> Stopwatch:
@@ -102,13 +103,11 @@ def measure(name: str, workload: str, size: Size, pfl_python: str | None = None)
       pfl_python: a Python that has pfl 0.6 and torch.
 
     Raises:
-      Missing: pfl or Ray is not there.
+      Missing: pfl, Ray or NVFLARE is not there, or NVFLARE would have to sample clients.
       RuntimeError: the contender failed.
     """
-    if name == NVFLARE and (find_spec("nvflare") is None or size.clients != size.cohort):
-        raise Missing(
-            "all its clients take part in each round; give --clients as many as --cohort, with nvflare"
-        )
+    if name == NVFLARE and size.clients != size.cohort:
+        raise Missing("all its clients take part in each round; give as many --clients as --cohort")
     numbers = [str(n) for n in (size.clients, size.cohort, size.rounds)]
     command = [*_command(name, pfl_python), workload, *numbers]
     environment = {**os.environ, **_QUIET, BEGAN: repr(time.time())}
@@ -130,6 +129,8 @@ def _command(name: str, pfl_python: str | None) -> list[str]:
         return [pfl_python, *(together if _PFL[name] > 1 else []), script]
     if "Ray" in name and find_spec("ray") is None:
         raise Missing("Ray is not installed; pip install 'fedveil[ray]'")
+    if name == NVFLARE and find_spec("nvflare") is None:
+        raise Missing("NVFLARE is not installed; pip install 'fedveil[nvflare]'")
     return [sys.executable, "-m", __spec__.name, name]
 
 
@@ -137,7 +138,7 @@ def main(arguments: list[str]) -> None:
     """Run the contender that the arguments name and print what it took."""
     name, workload, *numbers = arguments
     watch = Stopwatch()
-    {**_HERE, NVFLARE: _nvflare}[name](workload, Size(*map(int, numbers)), watch)
+    _HERE[name](workload, Size(*map(int, numbers)), watch)
     print("\n" + watch.to_json(), flush=True)
 
 

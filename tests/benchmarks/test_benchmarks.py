@@ -233,7 +233,7 @@ def test_a_contender_that_fails_is_no_result() -> None:
 
 
 def test_nvflare_is_missing_where_some_clients_would_rest() -> None:
-    with pytest.raises(Missing, match="give --clients as many as --cohort"):
+    with pytest.raises(Missing, match="give as many --clients as --cohort"):
         measure(contenders.NVFLARE, "tiny", Size(6, 3, 1))
 
 
