@@ -21,13 +21,12 @@ from ...tasks.data import leaves
 from . import attention, recurrent
 from .clipped import ClippedParameters
 from .example_gradients import RULES, LayerCall, Share, norms_of, plain_embedding
+from .forward import Forward
 from .repeated import Use, combine, share_of_uses, use_of
 
 if TYPE_CHECKING:
     from ...tasks.data import Inputs
 
-# Function from rows of the data, and the number of examples to which to pad them, to the model's outputs and mean loss.
-Forward = Callable[[Tensor, int], tuple[Any, Tensor]]
 # Function that writes the clipped sum over some rows, padded to a number of examples, to `summed_grad` of the parameters,
 # and returns whether each row's gradient is finite, shape (rows,). If one is not, the sums are not to be used.
 ClippedSums = Callable[[Tensor, int], Tensor]

@@ -30,6 +30,25 @@ class ClippedParameters:
         for parameter, each in zip(self.params, sums, strict=True):
             parameter.summed_grad = each
 
+    def take(self, samples: Sequence[Tensor], count: int) -> Tensor:
+        """Leave the clipped sums of the first `count` examples, and return whether each one's gradient is finite.
+
+        Args:
+          samples: the examples' gradients of each parameter, shapes (B, ...); those of the padding are overwritten.
+          count: number of examples before the padding.
+
+        Returns:
+          Shape (count,). If one is not finite, the sums are not to be used.
+        """
+        for each in samples:
+            each[count:] = 0
+        weights = (self.max_grad_norm / (self.norms(samples) + 1e-6)).clamp(max=1.0)
+        self.write(torch.einsum("i,i...", weights.to(each), each) for each in samples)
+        if all(bool(p.summed_grad.sum().isfinite()) for p in self.params):  # so every example's gradient is
+            return torch.ones(count, dtype=torch.bool)
+        finite = [each.unsqueeze(-1).flatten(1).isfinite().all(1) for each in samples]
+        return torch.stack(finite).all(0)[:count]
+
     def clear(self) -> None:
         """Forget gradients, those of examples, and sums."""
         for parameter in self.params:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from ...base.refusal import Refusal
 from ...tasks.batch_memory import outputs_of
 from ...tasks.data import leaves, mapped
-from .book_keeping import ClippedSums, Forward, uses
+from .book_keeping import ClippedSums, uses
 from .clipped import ClippedParameters
 from .example_gradients import GHOST
+from .forward import Forward
 
 if TYPE_CHECKING:
     from ...tasks.data import Inputs
@@ -42,14 +43,7 @@ def hooks(model: nn.Module, forward: Forward, clipped: ClippedParameters) -> Gen
         loss.backward()
         samples = [_sample_of(parameter) for parameter in clipped.params]
         _check_batch([len(each) for each in samples], batch)
-        for each in samples:
-            each[len(rows) :] = 0  # gradients of the padding
-        weights = (clipped.max_grad_norm / (clipped.norms(samples) + 1e-6)).clamp(max=1.0)
-        clipped.write(torch.einsum("i,i...", weights.to(each), each) for each in samples)
-        if all(bool(p.summed_grad.sum().isfinite()) for p in clipped.params):  # so every row's gradient is
-            return torch.ones(len(rows), dtype=torch.bool)
-        finite = [each.unsqueeze(-1).flatten(1).isfinite().all(1) for each in samples]
-        return torch.stack(finite).all(0)[: len(rows)]
+        return clipped.take(samples, len(rows))
 
     try:
         yield clipped_sums

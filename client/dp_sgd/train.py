@@ -31,14 +31,16 @@ from ...privacy.plan import Plan
 from ...strategies.record_plan import PoissonBatches
 from ...tasks.arrays import copied_buffers
 from ...tasks.batch_memory import AUTO, BatchParts, trained_at_once
-from ...tasks.data import Batches, Data, laid_out, leaves, padded, placeholder, run_on
+from ...tasks.data import Batches, Data, leaves, padded, placeholder
 from ...tasks.independence import check_step
 from ...tasks.optimizers import follow_epochs, optimizer_of
 from ...tasks.protocol import Objective
-from ..training.sgd import gradients_of, with_fast_kernels
+from ..training.sgd import with_fast_kernels
 from . import sketched
-from .book_keeping import ClippedSums, Forward, book_keeping, obstacle
+from .book_keeping import ClippedSums, book_keeping, obstacle
 from .clipped import ClippedParameters
+from .forward import Forward, TaskFailed
+from .own_passes import one_by_one
 
 logger = logging.getLogger("fedveil.client")
 
@@ -215,27 +217,8 @@ def clipping(
     `gradients` names an engine, `clipped` has parameters and clipping norm, `examples_at_once` is the limit of
     `trained_at_once`; other arguments as of `train_privately`.
     """
-    layout = _lay_out(model, gradients)
-    layers: list[Any] = [*model.modules()]  # once: a walk takes as long as a small layer
+    forward = Forward(model, task, data, _lay_out(model, gradients), [*model.modules()])
     buffers = copied_buffers(model)
-
-    def forward(rows: Tensor, count: int) -> tuple[Any, Tensor]:
-        """Return outputs and loss of the rows, padded to `count`; raise TaskFailed for what may depend on the examples."""
-        _forget_call(layers)
-        try:
-            inputs, targets = padded(data.batch(rows), count)
-        except Exception as error:  # a refusal too: it may be due to the form of one record
-            raise TaskFailed from error
-        try:
-            outputs = run_on(model, laid_out(inputs, layout))
-            loss = task.loss(outputs, targets)
-            if not loss.requires_grad:
-                raise ValueError("the loss of these examples is constant")
-            return outputs, loss
-        except (Refusal, NotImplementedError):  # caused by the model, for any examples
-            raise
-        except Exception as error:
-            raise TaskFailed from error
 
     def look(rows: Tensor) -> None:
         """Check, in each `LOOKED_AT`th step on a CPU, that the model still keeps the examples in these rows independent."""
@@ -268,21 +251,6 @@ def clipping(
     finally:
         clipped.clear()
         _restore_buffers(model, buffers)
-
-
-class TaskFailed(Exception):
-    """Failure of a task's own code on examples: `_clip` leaves out the one at fault, as the failure would reveal it."""
-
-
-def _forget_call(layers: Sequence[Any]) -> None:
-    """Delete the state that a failed forward pass left in Opacus' hooks, which would wait for its backward pass."""
-    for layer in layers:
-        vars(layer).pop("activations", None)
-        vars(layer).pop("max_batch_len", None)
-        for parameter in layer._parameters.values():
-            if hasattr(parameter, "_forward_counter"):
-                parameter._forward_counter = 0
-                vars(parameter).pop("_current_grad_sample", None)
 
 
 def _restore_buffers(model: nn.Module, copies: Mapping[str, Tensor]) -> None:
@@ -331,27 +299,6 @@ def _with_sums(totals: Sequence[Tensor], clipped: ClippedParameters) -> list[Ten
     for each, total in zip(sums, totals, strict=False):
         each.add_(total)
     return sums
-
-
-@contextmanager
-def one_by_one(model: nn.Module, forward: Forward, clipped: ClippedParameters) -> Generator[ClippedSums]:
-    """Yield the function that computes clipped sums by one pass for each example, for any model; arguments as of `hooks`."""
-    parameters = clipped.params
-
-    def clipped_sums(rows: Tensor, batch: int) -> Tensor:
-        del batch
-        sums = _zeros_like(parameters)
-        for row in rows.split(1):
-            _, loss = forward(row, 1)
-            gradients = gradients_of(loss, parameters)
-            norm = float(clipped.norms([each.unsqueeze(0) for each in gradients]))
-            if math.isfinite(norm):
-                for total, gradient in zip(sums, gradients, strict=True):
-                    total.add_(gradient, alpha=min(1.0, clipped.max_grad_norm / (norm + 1e-6)))
-        clipped.write(sums)
-        return torch.ones(len(rows), dtype=torch.bool)
-
-    yield clipped_sums
 
 
 def hooks(
