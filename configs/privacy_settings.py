@@ -114,7 +114,7 @@ class ClientDistributed(_ClientLevel):
 class RecordLevel(PrivacyLevel):
     """Budget of one record, whose gradients are clipped."""
 
-    gradients: Literal["auto", "hooks", "ghost", "book_keeping", "one_by_one"] = "auto"
+    gradients: Literal["auto", "hooks", "ghost", "book_keeping", "vmap", "one_by_one"] = "auto"
     """Engine that computes clipped sums; only speed differs."""
     per_person: Annotated[int, Field(ge=1, le=100)] | None = None
     """Most examples of one person that a client trains on; the promise is then per person. Null: per example."""

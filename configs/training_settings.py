@@ -234,7 +234,7 @@ class CompressionSettings(_Compression):
             text = "later rounds cancel noise in the same coordinates, but compression draws new ones; use none, or privacy.noise=independent"
             yield "compress.name", text
         if isinstance(level, RecordDistributed) and level.gradients in ("ghost", "book_keeping"):
-            text = "measures the norm of the whole gradient, which is compressed before it is clipped; use auto, hooks or one_by_one"
+            text = "measures the norm of the whole gradient, which is compressed before it is clipped; use auto, hooks, vmap or one_by_one"
             yield "privacy.gradients", text
         if self.cells is None:
             return

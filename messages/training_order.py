@@ -41,7 +41,7 @@ MAX_PER_PERSON = 100  # as many examples as the configuration allows
 ABOVE_0 = Range(gt=0)
 DELTA = Range(gt=0, lt=1)
 RUN_NAME = Form(f".{{1,{MAX_RUN}}}", f"give a name of 1 to {MAX_RUN} printable characters")  # on ledgers
-GRADIENTS = ("auto", "hooks", "ghost", "book_keeping", "one_by_one")
+GRADIENTS = ("auto", "hooks", "ghost", "book_keeping", "vmap", "one_by_one")
 
 
 class ModeName(StrEnum):

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ...base.refusal import Refusal
-from ...tasks.data import Batches, laid_out, padded, run_on
+from ...tasks.data import Batches, laid_out, mapped, padded, run_on
 from ...tasks.protocol import Objective
+
+if TYPE_CHECKING:
+    from ...tasks.data import Inputs
+
+DIFFERENCE = 1e-3  # relative difference of gradients that rounding to float32 does not reach
 
 
 class TaskFailed(Exception):
@@ -71,3 +77,25 @@ def _forget_call(layers: Sequence[Any]) -> None:
             if hasattr(parameter, "_forward_counter"):
                 parameter._forward_counter = 0
                 vars(parameter).pop("_current_grad_sample", None)
+
+
+@contextmanager
+def moved_from_zero(model: nn.Module, batch: Inputs) -> Generator[Inputs]:
+    """Yield inputs for a trial of an engine, with weights and inputs moved from zero, where a gradient may be zero by chance.
+
+    The model's weights and the random state are restored after it.
+    """
+    with ExitStack() as after, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        parameters: list[Any] = [p for p in model.parameters() if p.requires_grad]
+        for p in parameters:
+            after.callback(setattr, p, "data", p.data)
+            p.data = p.data + torch.randn(p.shape).to(p) / 100
+        yield mapped(lambda each: each + torch.rand(each.shape).to(each), batch)
+
+
+def are_close(gradients: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Return whether gradients of the same parameters are equal but for rounding."""
+    pairs = zip(gradients, others, strict=True)
+    lengths, differences = torch.tensor([(float(b.norm()), float((a - b).norm())) for a, b in pairs]).T
+    return bool((differences <= DIFFERENCE * (lengths + DIFFERENCE * lengths.norm())).all())

@@ -14,16 +14,14 @@ from torch import Tensor, nn
 
 from ...base.refusal import Refusal
 from ...tasks.batch_memory import outputs_of
-from ...tasks.data import leaves, mapped
+from ...tasks.data import leaves
 from .book_keeping import ClippedSums, uses
 from .clipped import ClippedParameters
 from .example_gradients import GHOST
-from .forward import Forward
+from .forward import Forward, are_close, moved_from_zero
 
 if TYPE_CHECKING:
     from ...tasks.data import Inputs
-
-DIFFERENCE = 1e-3  # relative difference of gradients that rounding to float32 does not reach
 
 
 @contextmanager
@@ -118,31 +116,24 @@ def hooks_see(model: nn.Module, batch: Inputs) -> bool:
     """Return whether Opacus' hooks find the whole gradient of each example: their mean must be autograd's gradient.
 
     They do not where a weight is also used outside its layer, or a layer's option has no rule. Ghost clipping would then
-    add up whole gradients by the norms of parts. Weights and inputs are moved from zero for the comparison, and the
-    model's are restored after it.
+    add up whole gradients by the norms of parts.
     """
     parameters: list[Any] = [p for p in model.parameters() if p.requires_grad]
     # Whatever Opacus or the model's own code raises, another engine is chosen.
-    with ExitStack() as after, suppress(Exception), torch.random.fork_rng(devices=[]):
+    with suppress(Exception), ExitStack() as after, moved_from_zero(model, batch) as inputs:
         after.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # of hooks that fire, and of layers that are slow under vmap
         after.callback(model.zero_grad, set_to_none=True)
         after.callback(GradSampleHooks(model, batch_first=True, loss_reduction="mean").cleanup)
-        torch.default_generator.manual_seed(0)
-        for p in parameters:
-            after.callback(setattr, p, "data", p.data)
-            p.data = p.data + torch.randn(p.shape).to(p) / 100
-        inputs = mapped(lambda each: each + torch.rand(each.shape).to(each), batch)
         outputs = [each for each in outputs_of(model, inputs) if each.requires_grad]
         torch.autograd.backward([(each * torch.rand(each.shape).to(each)).mean() for each in outputs])
         embeddings: list[Any] = [layer for layer in model.modules() if isinstance(layer, nn.Embedding)]
         for layer in embeddings:
             if layer.padding_idx is not None and layer.weight.requires_grad:
                 layer.weight.grad_sample[:, layer.padding_idx] = 0  # as autograd's gradient is
-        pairs = [(float(p.grad.norm()), float((p.grad_sample.mean(0) - p.grad).norm())) for p in parameters]
-        lengths, differences = torch.tensor(pairs).T  # of each parameter's gradient
-        complete = all(len(p.grad_sample) == len(leaves(batch)[0]) for p in parameters)
-        return complete and bool((differences <= DIFFERENCE * (lengths + DIFFERENCE * lengths.norm())).all())
+        if any(len(p.grad_sample) != len(leaves(batch)[0]) for p in parameters):
+            return False
+        return are_close([p.grad_sample.mean(0) for p in parameters], [p.grad for p in parameters])
     return False
 
 

@@ -19,7 +19,7 @@ from ...messages.wire import Layout
 from ...privacy.mechanisms.compression import Sketch
 from .clipped import ClippedParameters
 
-ENGINES = ("hooks", "one_by_one")  # engines that hold an example's whole gradient
+ENGINES = ("hooks", "vmap", "one_by_one")  # engines that hold an example's whole gradient
 # Rounding to float32 changes such a c_i g_i by less than 64 / 2^24 of the norm; a random P seldom leaves less than a
 # 64th of a gradient.
 LOUDEST = 64.0

@@ -1,10 +1,11 @@
 """DP-SGD (Abadi et al. 2016, arXiv:1607.00133): local training with record-level privacy.
 
-Batches, noise and accounting are fedveil's own. One of four engines computes clipped sums: Opacus' hooks hold every
+Batches, noise and accounting are fedveil's own. One of five engines computes clipped sums: Opacus' hooks hold every
 example's gradient, and the other engines are tested against them; its ghost clipping uses a second backward pass
-instead; `book_keeping` uses one pass, for torch's recurrent layers and attention too, and `one_by_one` a pass for each
-example. Opacus is imported only where its engines are taken. All attach to the unwrapped model (``wrap_model=False``), so
-parameter names stay those of the server. The noise comes from a cryptographic stream.
+instead; `book_keeping` uses one pass, for torch's recurrent layers and attention too, `vmap` one that torch repeats for
+each example, and `one_by_one` a pass for each. Opacus is imported only where its engines are taken. All attach to the
+unwrapped model (``wrap_model=False``), so parameter names stay those of the server. The noise comes from a cryptographic
+stream.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -40,7 +41,10 @@ from . import sketched
 from .book_keeping import ClippedSums, book_keeping, obstacle
 from .clipped import ClippedParameters
 from .forward import Forward, TaskFailed
-from .own_passes import one_by_one
+from .own_passes import by_vmap, one_by_one, repeats
+
+if TYPE_CHECKING:
+    from ...tasks.data import Inputs
 
 logger = logging.getLogger("fedveil.client")
 
@@ -242,7 +246,7 @@ def clipping(
             look(first)
 
     model.train()
-    parts = trained_at_once(examples_at_once, model, data, whole_gradients=gradients == "hooks")
+    parts = trained_at_once(examples_at_once, model, data, whole_gradients=gradients in ("hooks", "vmap"))
     try:
         with warnings.catch_warnings(), ENGINES[gradients](model, forward, clipped) as clipped_sums:
             # The warning's case is intended: the hooks read the outputs' gradients, and inputs need none.
@@ -325,6 +329,7 @@ ENGINES: Mapping[
     "hooks": hooks,
     "ghost": ghost,
     "book_keeping": book_keeping,
+    "vmap": by_vmap,
     "one_by_one": one_by_one,
 }
 
@@ -343,8 +348,8 @@ def chosen_engine(gradients: str, model: nn.Module, data: Batches, compressed: b
     """Return the engine to train with, which depends on the model and the shapes of the data, never on their values.
 
     `auto` chooses book-keeping if possible, because no other is faster (`python -m fedveil.benchmarks dp_sgd`), ghost
-    clipping if an embedding would be held for every example, hooks if they see every example in every layer, and one
-    example at a time for all other models.
+    clipping if an embedding would be held for every example, vmap if torch can repeat the model's pass, hooks if they see
+    every example in every layer, and one example at a time for all other models.
 
     Args:
       gradients: `auto`, or the name of the engine.
@@ -368,24 +373,43 @@ def chosen_engine(gradients: str, model: nn.Module, data: Batches, compressed: b
         reason = obstacle(model, batches[0]) or obstacle(model, batches[1])
         if reason is None:
             return "book_keeping"
-    from .opacus_engines import ghost_can, hooks_see
-
     # A client without data trains nothing, and its placeholders have no rows to look at.
-    hooks_work = not len(data) or all(hooks_see(model, batch) for batch in batches)
-    other = "hooks" if hooks_work else "one_by_one"
+    looks = [each for each in batches if len(data)]
     if gradients == "auto":
-        # Hooks would hold an embedding for each example.
+        # Hooks and vmap would hold an embedding for each example.
         embeds = any(type(m) is nn.Embedding and m.weight.requires_grad for m in model.modules())
-        ghost_fits = hooks_work and embeds and not compressed and ghost_can(model, batches[0])
-        return "ghost" if ghost_fits else other
-    if reason is None and not hooks_work:
+        ghost_fits = embeds and not compressed and _hooks_work(model, looks) and _ghost_works(model, batches)
+        return "ghost" if ghost_fits else _whole(model, looks)
+    if gradients == "vmap" and not all(repeats(model, each) for each in looks):
+        reason = "vmap cannot repeat a pass, or misses a gradient,"
+    if gradients in ("hooks", "ghost") and not _hooks_work(model, looks):
         reason = "Opacus does not see each example, or each use of a weight,"
     if reason is not None:
-        raise Refusal("privacy.gradients", gradients, f"{reason} in this model; use auto or {other}")
-    if gradients == "ghost" and not ghost_can(model, batches[0]):
+        remedy = f"{reason} in this model; use auto or {_whole(model, looks)}"
+        raise Refusal("privacy.gradients", gradients, remedy)
+    if gradients == "ghost" and not _ghost_works(model, batches):
         text = "the model has several outputs or tied weights; use auto"
         raise Refusal("privacy.gradients", gradients, text)
     return gradients
+
+
+def _whole(model: nn.Module, batches: Sequence[Inputs]) -> str:
+    """Return the fastest engine that can train a model of those that hold whole gradients."""
+    if all(repeats(model, each) for each in batches):
+        return "vmap"
+    return "hooks" if _hooks_work(model, batches) else "one_by_one"
+
+
+def _hooks_work(model: nn.Module, batches: Sequence[Inputs]) -> bool:
+    from .opacus_engines import hooks_see
+
+    return all(hooks_see(model, each) for each in batches)
+
+
+def _ghost_works(model: nn.Module, batches: Sequence[Inputs]) -> bool:
+    from .opacus_engines import ghost_can
+
+    return ghost_can(model, batches[0])
 
 
 def _lay_out(model: nn.Module, gradients: str) -> torch.memory_format:

@@ -381,7 +381,7 @@ def test_sum_of_the_last_step_is_never_used_again() -> None:
 
     INPUTS[Tiring] = (6,)
     for engine in NAMES:
-        if engine == "one_by_one":  # takes each gradient from torch, where it is zero
+        if engine in ("vmap", "one_by_one"):  # take each gradient from torch, where it is zero
             continue
         with pytest.raises((RuntimeError, TypeError, AttributeError)):
             trained(Tiring, engine, examples_for(Tiring), PoissonBatches(1.0, 2))
@@ -513,31 +513,36 @@ NUMBERS = Examples(torch.randn(4, 6), torch.zeros(4, dtype=torch.int64))
 
 
 @pytest.mark.parametrize(
-    ("build_model", "examples", "engine"),
+    ("build_model", "examples", "engine", "others"),
     [
-        (perceptron, NUMBERS, "book_keeping"),
-        (transformer, WORDS, "book_keeping"),
-        (adapted, WORDS, "book_keeping"),
-        (waves, NUMBERS, "hooks"),
-        (Scaled, NUMBERS, "hooks"),
-        (Recurrent, WORDS, "ghost"),
-        (Tied, WORDS, "book_keeping"),
-        (Positions, WORDS, "one_by_one"),
+        (perceptron, NUMBERS, "book_keeping", ("vmap", "hooks", "ghost")),
+        (transformer, WORDS, "book_keeping", ("vmap", "hooks", "ghost")),
+        (adapted, WORDS, "book_keeping", ("vmap", "hooks", "ghost")),
+        (waves, NUMBERS, "vmap", ("hooks", "ghost")),
+        (Scaled, NUMBERS, "vmap", ("hooks", "ghost")),
+        (Recurrent, WORDS, "ghost", ("vmap", "hooks")),
+        (Tied, WORDS, "book_keeping", ("vmap", "hooks")),
+        (Positions, WORDS, "vmap", ()),
+        (UsedApart, SEQUENCES, "vmap", ()),
+        (PlacesFirst, SEQUENCES, "vmap", ()),
+        (Custom, SEQUENCES, "one_by_one", ()),
     ],
 )
 def test_the_model_chooses_its_engine(
-    build_model: Callable[[], nn.Module], examples: Examples, engine: str
+    build_model: Callable[[], nn.Module], examples: Examples, engine: str, others: tuple[str, ...]
 ) -> None:
     assert chosen_engine("auto", build_model(), examples) == engine
-    for name in ("hooks", "ghost"):
-        if build_model is Tied and name == "ghost":
-            with pytest.raises(Refusal, match="tied weights; use auto"):
-                chosen_engine(name, build_model(), examples)
-        elif engine != "one_by_one":
+    for name in ENGINES:
+        if name in (engine, *others, "one_by_one"):
             assert chosen_engine(name, build_model(), examples) == name
-    if engine not in ("book_keeping", "one_by_one"):
-        with pytest.raises(Refusal, match="in this model; use auto or hooks"):
-            chosen_engine("book_keeping", build_model(), examples)
+            continue
+        remedy = (
+            "tied weights; use auto"
+            if build_model is Tied
+            else "in this model; use auto or (vmap|one_by_one)"
+        )
+        with pytest.raises(Refusal, match=rf"privacy\.gradients='{name}'.*{remedy}"):
+            chosen_engine(name, build_model(), examples)
 
 
 RECORDED: list[Callable[[], nn.Module]] = [
@@ -559,27 +564,23 @@ def test_layers_that_no_hook_sees_train_by_their_records(
     model, examples = build_model(), Examples(SEQUENCES.inputs[:, :places], SEQUENCES.targets)
     check_independence(model, Made("tiny", 1), examples)
     for name in ("hooks", "ghost"):
-        with pytest.raises(Refusal, match=rf"privacy\.gradients='{name}'.*use auto or one_by_one"):
+        with pytest.raises(Refusal, match=rf"privacy\.gradients='{name}'.*use auto or (vmap|one_by_one)"):
             chosen_engine(name, build_model(), examples)
     assert chosen_engine("auto", model, examples) == "book_keeping"
-    assert chosen_engine("auto", model, examples, compressed=True) == "one_by_one"
+    whole = "one_by_one" if isinstance(model, Cells) else "vmap"  # torch repeats cells in a loop at best
+    assert chosen_engine("auto", model, examples, compressed=True) == whole
     check_one_step(model, examples)
 
 
-WHOLE: list[Callable[[], nn.Module]] = [Custom, UsedApart]
-
-
-@pytest.mark.parametrize("build_model", WHOLE)
+@pytest.mark.parametrize("build_model", [Custom, UsedApart])
 @pytest.mark.parametrize("places", [2, 3])  # as many as a batch of the choice has
-def test_layers_that_no_hook_sees_train_one_by_one(build_model: Callable[[], nn.Module], places: int) -> None:
+def test_layers_that_no_hook_sees_train_by_own_passes(
+    build_model: Callable[[], nn.Module], places: int
+) -> None:
     torch.manual_seed(3)
     model, examples = build_model(), Examples(SEQUENCES.inputs[:, :places], SEQUENCES.targets)
     check_trainable(model)
     check_independence(model, Made("tiny", 1), examples)
-    for name in ("hooks", "ghost", "book_keeping"):
-        with pytest.raises(Refusal, match=rf"privacy\.gradients='{name}'.*use auto or one_by_one"):
-            chosen_engine(name, build_model(), examples)
-    assert chosen_engine("auto", model, examples) == "one_by_one"
     check_one_step(model, examples)
     sums = clipped_by_hand(model, examples)
     layout = {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -731,7 +732,7 @@ def test_look_at_a_step_changes_nothing_and_a_failed_one_is_repeated(
 
 def test_dimension_as_long_as_the_batch_is_not_confused_with_it() -> None:
     examples = Examples(SEQUENCES.inputs[:, :2], SEQUENCES.targets)
-    assert chosen_engine("auto", PlacesFirst(), examples) == "one_by_one"
+    assert chosen_engine("auto", PlacesFirst(), examples) == "vmap"
     with pytest.raises(Refusal, match="do not hold one entry for each example"):
         chosen_engine("book_keeping", PlacesFirst(), examples)
 
@@ -755,7 +756,7 @@ def test_ghost_clipping_with_recurrent_cells_is_that_of_hooks() -> None:
     torch.testing.assert_close(ghost, hooks, rtol=1e-4, atol=2e-6)
 
 
-def test_one_by_one_trains_places_that_all_examples_share() -> None:
+def test_places_that_all_examples_share_train() -> None:
     torch.manual_seed(3)
     check_one_step(Positions(), WORDS)
 
