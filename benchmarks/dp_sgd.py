@@ -7,7 +7,9 @@ from functools import partial
 from typing import Any
 
 import torch
+from opacus import PrivacyEngine
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from ..base.refusal import Refusal
 from ..client.dp_sgd.train import (
@@ -268,6 +270,52 @@ def take_steps(engine: str, model: nn.Module, examples: Examples, steps: int) ->
     plan = Plan(Unit.RECORD, Adjacency.ZERO_OUT, sampling, CLIPPING_NORM, 1, NOISE_MULTIPLIER)
     streams = Randomness(_SEED).stream("batches"), Randomness(_SEED).stream("noise")
     train_privately(model, task, examples, training, PrivateSteps(plan, *streams), engine)
+
+
+def by_opacus(name: str, examples: Examples, steps: int, mode: str) -> Callable[[], None]:
+    """Return the function that takes the steps of a turn by Opacus, as its documents write them.
+
+    Args:
+      name: a key of `PRIVATE`.
+      examples: on the device of the model.
+      steps: how many.
+      mode: `grad_sample_mode` of Opacus.
+    """
+    model = model_of(name).to(examples.targets.device).train()
+    made: Any = PrivacyEngine().make_private(
+        module=model,
+        optimizer=torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE),
+        criterion=nn.CrossEntropyLoss(),
+        data_loader=DataLoader(TensorDataset(examples.inputs, examples.targets), len(examples)),
+        noise_multiplier=NOISE_MULTIPLIER,
+        max_grad_norm=CLIPPING_NORM,
+        poisson_sampling=False,
+        grad_sample_mode=mode,
+    )
+    wrapped, optimizer, *criterion, _ = made
+    return partial(loop, wrapped, optimizer, *(criterion or [nn.CrossEntropyLoss()]), examples, steps)
+
+
+def loop(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss_of: Callable[[Tensor, Tensor], Any],
+    examples: Examples,
+    steps: int,
+) -> None:
+    """Take steps as torch's documents write them.
+
+    Args:
+      model: is trained in place.
+      optimizer: of its parameters.
+      loss_of: takes outputs and targets.
+      examples: of each step.
+      steps: how many.
+    """
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss_of(model(examples.inputs), examples.targets).backward()
+        optimizer.step()
 
 
 def draw_noise(count: int) -> None:

@@ -17,9 +17,7 @@ from typing import Any, NamedTuple, cast
 from unittest.mock import patch
 
 import torch
-from opacus import PrivacyEngine
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch import nn
 
 from ..client.dp_sgd.train import chosen_engine
 from ..client.training.sgd import with_fast_kernels
@@ -27,13 +25,24 @@ from ..deployment.device.device import ACCELERATOR
 from ..simulations.simulate import restoring_state
 from ..tasks.data import Examples
 from ..tasks.hardware import check_device, device_of, placed
-from .dp_sgd import BATCHES, MEASURED, PLAIN, draw_noise, made_examples, model_of, take_steps, trains
+from .dp_sgd import (
+    BATCHES,
+    MEASURED,
+    PLAIN,
+    by_opacus,
+    draw_noise,
+    loop,
+    made_examples,
+    model_of,
+    take_steps,
+    trains,
+)
 from .engines import Options
 from .lean import run_lean
 from .ours import run_ours
 from .stopwatch import Stopwatch
 from .tables import Row, conditions, median, ratio, result_of
-from .workload import CLIPPING_NORM, LEARNING_RATE, NOISE_MULTIPLIER, Size
+from .workload import LEARNING_RATE, Size
 
 ROUNDS = ("tiny", "cnn-1m")  # workloads of whole rounds
 TORCH = "plain torch"
@@ -113,7 +122,7 @@ def _steps(name: str, batch: int, turns: int, device: torch.device) -> tuple[Row
             model = with_fast_kernels(model_of(name)).to(device)  # as clients lay it out
             ways[way] = partial(take_steps, engine, model, there, steps)
     for way, mode in OPACUS.items():
-        ways[way] = _by_opacus(name, there, steps, mode)
+        ways[way] = by_opacus(name, there, steps, mode)
     model = model_of(name)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     kept = {"model": name, "batch": batch, "parameters": trained}
@@ -159,37 +168,7 @@ def _plain(name: str, examples: Examples, steps: int) -> Callable[[], None]:
     """Return the function that takes the steps of a turn as torch's documents write them."""
     model = model_of(name).to(examples.targets.device).train()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE)
-    return partial(_loop, model, optimizer, nn.functional.cross_entropy, examples, steps)
-
-
-def _by_opacus(name: str, examples: Examples, steps: int, mode: str) -> Callable[[], None]:
-    """Return the function that takes the steps of a turn by Opacus, as its documents write them."""
-    model = model_of(name).to(examples.targets.device).train()
-    made: Any = PrivacyEngine().make_private(
-        module=model,
-        optimizer=torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE),
-        criterion=nn.CrossEntropyLoss(),
-        data_loader=DataLoader(TensorDataset(examples.inputs, examples.targets), len(examples)),
-        noise_multiplier=NOISE_MULTIPLIER,
-        max_grad_norm=CLIPPING_NORM,
-        poisson_sampling=False,
-        grad_sample_mode=mode,
-    )
-    wrapped, optimizer, *criterion, _ = made
-    return partial(_loop, wrapped, optimizer, *(criterion or [nn.CrossEntropyLoss()]), examples, steps)
-
-
-def _loop(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    loss_of: Callable[[Tensor, Tensor], Any],
-    examples: Examples,
-    steps: int,
-) -> None:
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss_of(model(examples.inputs), examples.targets).backward()
-        optimizer.step()
+    return partial(loop, model, optimizer, nn.functional.cross_entropy, examples, steps)
 
 
 def _ratios(row: Row) -> Row:
