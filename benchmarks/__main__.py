@@ -16,7 +16,7 @@ from .accuracies import TASKS
 from .audit_share import run_audit
 from .commands import run_commands
 from .contenders import ALL, NAMED
-from .dp_sgd import LARGE, PRIVATE, run_dp_sgd
+from .dp_sgd import LARGE, PRIVATE, USUAL, run_dp_sgd
 from .engines import Options, run_engines, run_overhead
 from .gpu import run_gpu
 from .link import run_link
@@ -44,7 +44,7 @@ _BENCHMARKS: dict[str, tuple[Callable[[Options], Row], tuple[str, ...]]] = {
     "link": (run_link, ()),
     "supernodes": (run_supernodes, ()),
     "steps": (run_steps, ()),
-    "dp_sgd": (run_dp_sgd, tuple(name for name in PRIVATE if name not in LARGE)),
+    "dp_sgd": (run_dp_sgd, USUAL),
     "gpu": (run_gpu, LARGE),
     "loading": (run_loading, ("tiny-equal", "cnn-100k-equal")),
     "precision": (run_precision, (*tuple(MODELS)[:3], "lstm-82k", *TASKS)),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -34,17 +38,15 @@ from .engines import Options
 from .made_task import Made
 from .noise import by_numpy
 from .stopwatch import cpu_milliseconds
-from .tables import Row, conditions, ratio, result_of
+from .tables import Row, conditions, ratio, result_of, spelled
 from .workload import CLASSES, CLIPPING_NORM, LEARNING_RATE, NOISE_MULTIPLIER, build
 
 # Examples of a batch, and steps of a turn: what is set up for a turn, and cold in it, is shared by as many.
 BATCHES = {32: 16, 256: 4}
 PLAIN, COMPILED, COMPILED_NOISE = "plain", "compiled", "compiled noise"
-MEASURED = (
-    "hooks",
-    "ghost",
-    "book_keeping",
-)  # `one_by_one` takes a backward pass for each example, as nobody would here
+FUNCTORCH = "Opacus, functorch"
+# `one_by_one` takes a backward pass for each example, as nobody would here.
+MEASURED = ("hooks", "ghost", "book_keeping", "vmap")
 _SEED = 5
 
 
@@ -106,6 +108,36 @@ class Recurrent(nn.Module):
         return self.out(self.cells(self.embedding(words))[0].mean(1))
 
 
+class Placed(nn.Module):
+    """The transformer, with learned positions that all examples share."""
+
+    def __init__(self, length: int = 32, width: int = 64) -> None:
+        super().__init__()
+        self.places, self.inner = nn.Embedding(length, width), Transformer(width=width)
+
+    def forward(self, words: Tensor) -> Tensor:
+        """Return logits, shape (batch, classes), of words, shape (batch, length)."""
+        placed = self.inner.embedding(words) + self.places(torch.arange(words.shape[1], device=words.device))
+        return self.inner.out(self.inner.blocks(placed).mean(1))
+
+
+class Vision(nn.Module):
+    """A vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929), whose class token and positions are bare parameters."""
+
+    def __init__(self, width: int = 64, patch: int = 7) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(1, width, patch, stride=patch)
+        self.token = nn.Parameter(torch.zeros(1, 1, width))
+        self.places = nn.Parameter(torch.randn(1, 1 + (28 // patch) ** 2, width) / 50)
+        self.blocks, self.out = nn.Sequential(Block(width), Block(width)), nn.Linear(width, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits, shape (batch, classes), of images, shape (batch, 1, 28, 28)."""
+        patches = self.patches(images).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.token.expand(len(images), -1, -1), patches], dim=1)
+        return self.out(self.blocks(tokens + self.places)[:, 0])
+
+
 class Encoder(nn.Module):
     """Torch's own transformer layers, whose outputs' mean one linear layer classifies."""
 
@@ -151,41 +183,58 @@ def adapted(width: int = 128, blocks: int = 2) -> nn.Module:
     return model
 
 
+def adapted_by_peft(width: int = 128) -> nn.Module:
+    """Return the model of `adapted` with adapters that PEFT put there; argument as of its class."""
+    peft: Any = importlib.import_module("peft")
+    model: Any = Transformer(width=width).requires_grad_(False)
+    model = peft.inject_adapter_in_model(peft.LoraConfig(r=4, target_modules=["attend"]), model)
+    model.out.requires_grad_(True)
+    return model
+
+
 # The model, how many words an example has and from how large a vocabulary; None: images of 28 x 28 pixels.
 PRIVATE: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, int] | None]] = {
     "cnn": (lambda: build("cnn-100k"), None),
     "transformer": (Transformer, (32, 1000)),
     "embedding": (EmbeddingClassifier, (64, 30_000)),
     "adapters": (adapted, (32, 1000)),
+    "peft": (adapted_by_peft, (32, 1000)),
     "conv1d": (waves, None),
+    "resnet": (lambda: build("resnet-272k"), None),
     "rnn": (partial(Recurrent, nn.RNN), (32, 80)),
     "lstm": (partial(Recurrent, nn.LSTM), (32, 80)),
     "gru": (partial(Recurrent, nn.GRU), (32, 80)),
     "encoder": (Encoder, (32, 1000)),
+    "positions": (Placed, (32, 1000)),
+    "vision": (Vision, None),
     "cnn-1m": (lambda: build("cnn-1m"), None),
     "resnet-18": (lambda: build("resnet-18"), None),
     "lora": (partial(adapted, 768, 12), (128, 1000)),
 }
-LARGE = ("cnn-1m", "resnet-18", "lora")  # of a GPU; the others are measured by default
+LARGE = ("cnn-1m", "resnet-18", "lora")  # of a GPU
+# Those that are measured by default.
+USUAL = tuple(name for name in PRIVATE if name not in LARGE and (name != "peft" or find_spec("peft")))
 
 
 def run_dp_sgd(options: Options) -> Row:
     """Measure each engine on each model and batch, in turns."""
     before, turns = conditions(), options.size.rounds * options.repeats
-    with restoring_state():
+    with restoring_state(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Opacus' hooks, and of its noise, which is not secure
         torch.set_num_threads(1)
         keep_memory()  # as the engine's processes do
         measured = [_measure(name, batch, turns) for name in options.workloads for batch in BATCHES]
-    noisy = [_ratios(row, 0) for row in measured]
-    quiet = [_ratios(row, 1) for row in measured]
-    tables = {
-        "Milliseconds of CPU: a step": measured,
-        "Over plain SGD, noise and all": noisy,
-        "Over plain SGD, without the noise": quiet,
+    ratios = {
+        "Over plain SGD, noise and all": [_ratios(row, 0) for row in measured],
+        "Over plain SGD, without the noise": [_ratios(row, 1) for row in measured],
     }
+    tables = {"Milliseconds of CPU: a step": measured}
+    batches = " / ".join(map(str, BATCHES))
+    tables |= {f"{title}, at batch {batches}": _by_batch(rows) for title, rows in ratios.items()}
     steps = ", ".join(f"{number} at batch {batch}" for batch, number in BATCHES.items())
     notes = [
         f"the fastest of {turns} turns; steps of a turn: {steps}; auto: what `auto` takes",
+        f"{FUNCTORCH}: its PrivacyEngine by torch's vmap, with noise of torch's generator",
         "plain: what privacy=none trains by; noise: drawn from AES-CTR for every parameter that trains, by NumPy",
         "compiled: the engine that `auto` takes, with the compiled package's noise",
     ]
@@ -196,8 +245,22 @@ def _ratios(row: Row, less: int) -> Row:
     """Return each engine's step, less so many times its noise, over the plain one."""
     noises = {**dict.fromkeys(MEASURED, "noise"), COMPILED: COMPILED_NOISE}
     left = {engine: row[engine] - less * row[noise] for engine, noise in noises.items() if engine in row}
+    if not less and FUNCTORCH in row:  # it does not draw this noise
+        left[FUNCTORCH] = row[FUNCTORCH]
     named = {key: row[key] for key in ("model", "batch", "auto")}
     return named | {engine: ratio(each, row[PLAIN]) for engine, each in left.items()}
+
+
+def _by_batch(rows: list[Row]) -> list[Row]:
+    """Return one row for each model, whose cells have the ratios of the batches beside each other."""
+    engines = [each for each in (*MEASURED, FUNCTORCH, COMPILED) if any(each in row for row in rows)]
+    joined: dict[str, Row] = {}
+    for row in rows:
+        line = joined.setdefault(row["model"], {"model": row["model"], "auto": row["auto"]})
+        for engine in engines:
+            cell = spelled(row.get(engine))
+            line[engine] = f"{line[engine]} / {cell}" if engine in line else cell
+    return list(joined.values())
 
 
 def _measure(name: str, batch: int, turns: int) -> Row:
@@ -207,6 +270,9 @@ def _measure(name: str, batch: int, turns: int) -> Row:
     auto = chosen_engine("auto", models[PLAIN], examples)
     trained = sum(p.numel() for p in models[PLAIN].parameters() if p.requires_grad)
     ways = {e: by_numpy()(partial(take_steps, e, model, examples, steps)) for e, model in models.items()}
+    with suppress(Exception):  # whatever Opacus raises for layers that it does not know
+        by_opacus(name, examples, 1, "functorch")()
+        ways[FUNCTORCH] = by_opacus(name, examples, steps, "functorch")
     noises = {"noise": by_numpy()(partial(draw_noise, trained))}
     if discrete_gaussian.compiled():
         ways[COMPILED] = partial(take_steps, auto, with_fast_kernels(model_of(name)), examples, steps)

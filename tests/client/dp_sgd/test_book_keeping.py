@@ -12,7 +12,7 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedveil.benchmarks.dp_sgd import EmbeddingClassifier, Transformer
+from fedveil.benchmarks.dp_sgd import EmbeddingClassifier, Transformer, adapted_by_peft
 from fedveil.benchmarks.workload import build
 from fedveil.client.dp_sgd import example_gradients
 from fedveil.client.dp_sgd.book_keeping import book_keeping, obstacle
@@ -122,6 +122,17 @@ def test_clipped_sums_are_those_of_opacus(name: str, batch: int) -> None:
             with_fast_kernels(model), inputs.contiguous(memory_format=torch.channels_last), targets, 0.8
         )
         assert distance(fast, reference) < 1e-5
+
+
+def test_adapters_of_peft_are_clipped_example_by_example() -> None:
+    pytest.importorskip("peft")
+    model, inputs = seeded(lambda: adapted_by_peft(32)).double(), words(1000, 6)(9)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.3)  # PEFT begins with zeros
+    targets = torch.arange(9) % CLASSES
+    assert obstacle(model, inputs) is None
+    assert distance(kept(model, inputs, targets, 0.8), singly(model, inputs, targets, 0.8)) < 1e-9
 
 
 class Mean(nn.Module):
