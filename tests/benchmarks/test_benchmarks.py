@@ -197,9 +197,11 @@ def test_tables_of_the_page_are_rows_of_its_results() -> None:
     """A table may leave out rows and columns of what was measured, and has nothing else."""
     page = (EVIDENCE / "benchmarks.md").read_text()
     results = {path.name: json.loads(path.read_text()) for path in (EVIDENCE / "benchmarks").glob("*.json")}
-    seen = dict.fromkeys(results, 0)
+    named: set[str] = set()
+    tables = 0
     for section in re.split("(?m)^##+ ", page):
         for name in re.findall(r"--json (\S+)", section):
+            named.add(name)
             for title, rows in results.get(name, {"tables": {}})["tables"].items():
                 for table in re.findall(rf"(?m)^\*\*{re.escape(title)}\*\*\n\n((?:\|.*\n)+)", section):
                     columns, _, *lines = [
@@ -208,8 +210,8 @@ def test_tables_of_the_page_are_rows_of_its_results() -> None:
                     ]
                     kept = {tuple(spelled(row.get(column)) for column in columns) for row in rows}
                     assert set(columns) <= set(rows[0]) and set(lines) <= kept, title
-                    seen[name] += 1
-    assert all(seen.values())
+                    tables += 1
+    assert named >= set(results) and tables >= 8
 
 
 @pytest.mark.usefixtures("quick")
