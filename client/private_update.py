@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from ..privacy.secagg.transcript import AttemptTerms
 
 # Records of an app's reply, which stay at the client: they are encoded into its vector.
-RECORD_SUM = "fedveil.summed"  # the client's part of a sum over records, by name of the model's arrays
+# The client's part of the sum, by name of the model's arrays, where the app computes it: of a sum over records, or the
+# update itself.
+COMPUTED, METRICS = "fedveil.summed", "metrics"
 SEGMENTS_RECORD = "fedveil.segments"  # the client's values of the segments that have a shape, by name
 
 T = TypeVar("T")
@@ -151,8 +153,12 @@ def unchanged(message: Message) -> Message:
 
 def record_sum_reply(message: Message, parts: Mapping[str, NDArray[np.generic]]) -> Message:
     """Return an app's reply to an instruction with its part of a sum over records, by name of the model's arrays."""
-    content = RecordDict({RECORD_SUM: wire.memory_arrays(parts), "metrics": MetricRecord({})})
-    return Message(content, reply_to=message)
+    return Message(computed_reply(parts, {}), reply_to=message)
+
+
+def computed_reply(parts: Mapping[str, NDArray[np.generic]], metrics: Mapping[str, float]) -> RecordDict:
+    """Return the content of an app's reply with its part of a sum, by name of the model's arrays, and its metrics."""
+    return RecordDict({COMPUTED: wire.memory_arrays(parts), METRICS: MetricRecord(dict(metrics))})
 
 
 def without_error(reply: Message) -> Message:
@@ -175,11 +181,11 @@ def update_of(reply: Message, received: Mapping[str, Array], content: RecordDict
     """
     if spec.asks:  # a question has no update
         return {}
-    if spec.unit_norm is None:
+    if spec.unit_norm is None and COMPUTED not in reply.content:
         arrays = RecordDict({k: v for k, v in reply.content.items() if k != SEGMENTS_RECORD})
         update: Arrays = difference(wire.only_arrays(arrays), received)
-    else:  # the vector is a sum over records, and the app computed it
-        sums = cast(ArrayRecord, reply.content[RECORD_SUM])
+    else:
+        sums = cast(ArrayRecord, reply.content[COMPUTED])
         update = {k: cast(NDArray[np.floating], wire.view(sums[k])) for k in wire.layout_of(received)}
     return compressed(update, content, spec)
 

@@ -94,6 +94,7 @@ class Clients:
             stacks=stacks,
             forks_first=client.accelerator != "cpu",
             in_place=partial(begin, bench) if self._trains_plainly else None,
+            ahead=bench.ahead,
             release=bench.close,
             counter=None
             if self.faults.any or client.encryption
@@ -110,10 +111,15 @@ class Clients:
         return SharedMemory()
 
     @property
+    def trains_by_sgd(self) -> bool:
+        """Whether clients train by SGD alone, and none of them fails on purpose."""
+        client = self.settings
+        return not (self.faults.any or client.record or client.step or client.loss_traces)
+
+    @property
     def _trains_plainly(self) -> bool:
         """Whether clients train by SGD alone, and a process may train many of them without messages."""
-        client = self.settings
-        return self.at_once and not (self.faults.any or client.record or client.step or client.loss_traces)
+        return self.at_once and self.trains_by_sgd
 
     def _cohort_function(self, bench: Workbench, probe: Workbench) -> CohortFunction | None:
         """Return the function that trains many clients at once on the bench; None if the model or the training forbid it.

@@ -26,6 +26,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordD
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
+from ..client.private_update import COMPUTED, METRICS
 from ..messages.flower_adapter import claim_identity, client_context, name_message
 from ..messages.grids import AskingGrid
 from ..messages.wire import LATE, add_reply, is_query
@@ -64,6 +65,7 @@ class InProcessGrid(AskingGrid):
       stacks: how a cohort is divided for that function; None where it may be called with any clients.
       forks_first: whether this process trains nobody if it has workers, since a process that used a GPU cannot be forked.
       in_place: trains one client after the other without messages; None where only the app itself can train.
+      ahead: where the app finds the reply of a client that has trained already; see `EncryptedStacks`.
       release: closes what this process's clients have open, when the grid is closed.
       counter: returns the function of a client's values for a question; None, or None from it: the app is asked.
     """
@@ -78,6 +80,7 @@ class InProcessGrid(AskingGrid):
     stacks: Stacks | None = None
     forks_first: bool = False
     in_place: Callable[[RecordDict], InPlaceRound] | None = None
+    ahead: dict[int, RecordDict] = field(default_factory=dict[int, RecordDict])
     release: Callable[[], None] = lambda: None
     counter: Callable[[RecordDict], Callable[[int], Values] | None] | None = None
     # By node, for clients that keep state: the context in this process, and the index of the worker that has it.
@@ -198,7 +201,12 @@ class InProcessGrid(AskingGrid):
 
     def _call(self, content: RecordDict, node: int, message_type: str, number: int) -> Message:
         """Return the app's reply for one node; an error if it is late, or fails in any other way."""
-        message = Message(_isolated(content), node, message_type)
+        isolated = _isolated(content)
+        self.ahead.clear()
+        if COMPUTED in isolated:
+            reply = {name: isolated.pop(name) for name in (COMPUTED, METRICS)}
+            self.ahead[node - FIRST_NODE] = RecordDict(reply)
+        message = Message(isolated, node, message_type)
         name_message(message, str(number + 1))
         context = self._context(node)
         try:

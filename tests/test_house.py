@@ -88,8 +88,8 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 103_507,  # with docstrings, comments and blank lines
-    "lines of the core": 62_981,
+    "lines of the package": 103_657,  # with docstrings, comments and blank lines
+    "lines of the core": 63_131,
     "files that know many features": 0,
     "tests of None": 1_464,
     "tests of None on a part's name": 25,
@@ -99,7 +99,7 @@ CEILINGS = {
     "names that are participles or adverbs": 7,
     "files with functions and no test of their name": 191,
     "files that the smallest job loads": 187,
-    "lines that the smallest job loads": 31_796,
+    "lines that the smallest job loads": 31_859,
 }
 SMALLEST = """
 import sys, json

@@ -12,6 +12,7 @@ steps leaves the stack. With any other loss only clients with equally many examp
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -35,6 +36,7 @@ from ...tasks.hardware import moved
 from ...tasks.optimizers import ELEMENTWISE, own_optimizer
 from ...tasks.protocol import StackedTask, Task, own_training
 from ..extra import extra_clients
+from ..private_update import computed_reply
 from ..workbench import Workbench
 from .batches import stacked_batches
 from .in_place import begin
@@ -156,18 +158,51 @@ def _traces(bench: Workbench) -> bool:
     return True
 
 
+def _received(bench: Workbench, content: RecordDict) -> dict[str, Tensor]:
+    """Reset the bench, and return a copy of the arrays that an instruction's clients start from, by name."""
+    bench.forget()
+    arrays = wire.only_arrays(content)
+    return {
+        name: moved(torch.from_numpy(np.array(wire.view(arrays[name]))), bench.device)
+        for name in wire.layout_of(arrays)
+    }
+
+
+def train_ahead(bench: Workbench, content: RecordDict, clients: Sequence[int]) -> dict[int, RecordDict]:
+    """Return the app's replies of clients that can be stacked, by their number, on a bench that `can_vectorise`.
+
+    A client that fails has none: it fails again where it trains alone, and is answered for there.
+
+    Args:
+      bench: task and model.
+      content: the instruction of all these clients.
+      clients: their numbers.
+    """
+    start, training = _received(bench, content), training_settings(content, bench.settings)
+    key = key_of_round(bench.settings.seed, wire.read_round(content)[1])
+    real = [client for client in clients if client not in bench.settings.canary_clients]
+    filled = [one for one in _loaded(bench, real, []) if len(one.examples)]
+    ends = np.cumsum([value.numel() for value in start.values()])[:-1]
+    replies: dict[int, RecordDict] = {}
+    for group in _stacks(bench, filled, training):
+        with suppress(Exception):
+            update, scalars = _train_group(bench, group, start, training, key)
+            metrics = [
+                dict(zip(scalars, row, strict=True)) for row in np.stack([*scalars.values()], 1).tolist()
+            ]
+            for (client, _), row, own in zip(group, update, metrics, strict=True):
+                parts = zip(start, np.split(row, ends), strict=True)
+                shaped = {name: part.reshape(start[name].shape) for name, part in parts}
+                replies[client] = computed_reply(shaped, own)
+    return replies
+
+
 def sum_cohort(
     bench: Workbench, content: RecordDict, clients: Sequence[int], spec: SumSpec, size: int
 ) -> CohortSum:
     """Return the sum of clients' vectors, shape (size,), on a bench that `can_vectorise`; a client that fails drops out."""
-    bench.forget()
-    training = training_settings(content, bench.settings)
+    start, training = _received(bench, content), training_settings(content, bench.settings)
     _, number = wire.read_round(content)
-    arrays = wire.only_arrays(content)
-    start = {
-        name: moved(torch.from_numpy(np.array(wire.view(arrays[name]))), bench.device)
-        for name in wire.layout_of(arrays)
-    }
     cohort_sum = CohortSum(np.zeros(size))
     sketch = wire.sketch_for(content, spec)
     key = key_of_round(bench.settings.seed, number)

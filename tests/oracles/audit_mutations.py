@@ -236,6 +236,7 @@ BEYOND: dict[str, str] = {
     "rounding adds nothing to a record's part in a sum": GRID,
     "a short layer that is zero is an alarm": ITSELF,
     "the degree of a deal on a ring unproved": MEMBER,
+    "a reply trained ahead serves a later instruction": "in sums that are encrypted, whose clients an audit does not see apart",
     "compiled masks used unseen": "of masks of which nothing is left in a sum",
     **dict.fromkeys(
         ("a compiled key stream used unseen", "compiled noise used unseen"),
