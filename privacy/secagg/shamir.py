@@ -33,6 +33,8 @@ def new_secret() -> bytes:
 def polynomial(secret: bytes, threshold: int) -> list[int]:
     """Return a random polynomial that is the secret at zero: `threshold` coefficients below p, the constant first.
 
+    They are those of the falling powers 1, x, x (x - 1), x (x - 1) (x - 2), ...
+
     Args:
       secret: 32 bytes, below p, as `new_secret` draws them.
       threshold: number of its values that give the secret, at least 1.
@@ -51,29 +53,57 @@ def polynomial(secret: bytes, threshold: int) -> list[int]:
 def values(polynomials: Sequence[Sequence[int]], points: Sequence[int]) -> list[list[int]]:
     """Return the value of each polynomial at each point, modulo p.
 
-    All polynomials lie side by side in one integer, so that one step of Horner's rule serves them all; it is reduced
-    once at the end, since points are small.
+    All polynomials lie side by side in one integer, so that one step serves them all; it is reduced once at the end, since
+    points are small.
 
     Args:
-      polynomials: coefficients below p, the constant first, of one length.
+      polynomials: coefficients of falling powers as of `polynomial`, of one length.
       points: from 1 to p - 1.
     """
-    length = len(polynomials[0])
-    # A value before its reduction is below p times the sum of the point's powers, and has at most `width` bytes.
-    width = (255 + max(points).bit_length() * length) // 8 + 1
+    most, length = max(points), len(polynomials[0])
+    # Before its reduction, a value is below p times the sum of the point's powers.
+    factors, bits, evaluate = [1] * length, most.bit_length() * length, _horner
+    if most <= 2 * len(
+        points
+    ):  # a value is a sum of at most 2^most differences: that of order k is coefficient k times k!
+        factors, bits, evaluate = _factorials(length), most, _sums
+    width = (255 + bits) // 8 + 1
     packed = [
-        int.from_bytes(b"".join(each[power].to_bytes(width, "little") for each in polynomials), "little")
-        for power in reversed(range(length))
+        int.from_bytes(
+            b"".join([(factor * each % PRIME).to_bytes(width, "little") for each in row]), "little"
+        )
+        for factor, row in zip(factors, zip(*polynomials, strict=True), strict=True)
     ]
-    results: list[list[int]] = [[] for _ in polynomials]
+    rows = [value.to_bytes(width * len(polynomials), "little") for value in evaluate(packed, points)]
+    return [
+        [int.from_bytes(row[start : start + width], "little") % PRIME for row in rows]
+        for start in range(0, width * len(polynomials), width)
+    ]
+
+
+def _sums(differences: Sequence[int], points: Sequence[int]) -> list[int]:
+    """Return the values at these points of the polynomial with these differences at 0, from order 0 on."""
+    row = [0] * (max(points) + 1)
+    for first in reversed(differences):
+        row = list(accumulate(row[:-1], initial=first))
+    return [row[point] for point in points]
+
+
+def _horner(coefficients: Sequence[int], points: Sequence[int]) -> list[int]:
+    """Return the values at these points of the polynomial with these coefficients of falling powers."""
+    results: list[int] = []
     for point in points:
-        value = 0
-        for coefficient in packed:
-            value = value * point + coefficient
-        row = value.to_bytes(width * len(polynomials), "little")
-        for index, result in enumerate(results):
-            result.append(int.from_bytes(row[width * index : width * (index + 1)], "little") % PRIME)
+        last, value = min(len(coefficients) - 1, point), 0  # further falling powers are zero at this point
+        for factor, coefficient in zip(range(point - last, point + 1), coefficients[last::-1], strict=True):
+            value = value * factor + coefficient
+        results.append(value)
     return results
+
+
+@lru_cache(maxsize=8)
+def _factorials(count: int) -> list[int]:
+    """Return so many factorials modulo p, from that of 0 on."""
+    return list(accumulate(range(1, count), lambda product, number: product * number % PRIME, initial=1))
 
 
 def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:

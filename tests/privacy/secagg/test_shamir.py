@@ -1,5 +1,7 @@
 """Secret sharing: a published polynomial, any threshold of shares, and shares that are refused."""
 
+from math import prod
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -21,7 +23,7 @@ def split(secret: bytes, threshold: int, points: list[int]) -> list[bytes]:
 
 
 def test_shares_of_the_published_polynomial(monkeypatch: pytest.MonkeyPatch) -> None:
-    coefficients = iter([encoded(7), encoded(11)])
+    coefficients = iter([encoded(7 + 11), encoded(11)])  # 7 x + 11 x^2 is 18 x + 11 x (x - 1)
     monkeypatch.setattr("fedveil.privacy.secagg.shamir.new_secret", lambda: next(coefficients))
     shares = split(encoded(12345), 3, [1, 2, 3])
     assert [int.from_bytes(share, "big") for share in shares] == [12363, 12403, 12465]
@@ -39,6 +41,35 @@ def test_any_threshold_of_shares_gives_the_secret(data: st.DataObject, secret: b
     with pytest.raises(Refused) as caught:
         combine({point: shares[point] for point in chosen[: threshold - 1]}, threshold)
     assert caught.value.reason is Reason.TOO_FEW
+
+
+POINTS = st.one_of(
+    st.sets(st.integers(1, 20), min_size=10),  # dense
+    st.sets(st.integers(1, 2**64), min_size=1, max_size=12),
+)
+
+
+@given(data=st.data(), points=POINTS, length=st.integers(1, 30))
+@settings(max_examples=60)
+def test_values_are_those_of_the_falling_powers(data: st.DataObject, points: set[int], length: int) -> None:
+    edges = st.sampled_from([0, 1, PRIME - 1])
+    row = st.lists(edges | st.integers(0, PRIME - 1), min_size=length, max_size=length)
+    polynomials = data.draw(st.lists(row, min_size=1, max_size=3))
+    ordered = data.draw(st.permutations(sorted(points)))
+    expected = [
+        [sum(c * prod(range(x - k + 1, x + 1)) for k, c in enumerate(each)) % PRIME for x in ordered]
+        for each in polynomials
+    ]
+    assert values(polynomials, ordered) == expected
+
+
+def test_values_of_largest_coefficients_do_not_overflow() -> None:
+    for points in (range(1, 200), range(1, 2000, 20)):
+        largest = [[PRIME - 1] * 120] * 3
+        expected = [
+            -sum(prod(range(x - k + 1, x + 1)) for k in range(min(x, 119) + 1)) % PRIME for x in points
+        ]
+        assert values(largest, points) == [expected] * 3
 
 
 @pytest.mark.parametrize("secret", [encoded(0), encoded(PRIME - 1)])
