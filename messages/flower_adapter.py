@@ -64,7 +64,10 @@ def records_of(content: RecordDict, kind: type[Kind]) -> dict[str, Kind]:
 
 def config_of(content: RecordDict, name: str) -> ConfigRecord:
     """Return the configuration record with this name; an empty one if there is none."""
-    return records_of(content, ConfigRecord).get(name, ConfigRecord())
+    record = content.get(name)
+    if isinstance(record, ConfigRecord):
+        return record
+    return ConfigRecord()
 
 
 def values_under(content: RecordDict, key: str) -> list[object]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
+from functools import lru_cache
 from typing import Annotated, cast
 
 import msgpack
@@ -140,6 +141,7 @@ def wire_bytes(frame: int) -> int:
     return message + -(-message // MAX_PAYLOAD) * (DATA_HEADER + TLS_RECORD)
 
 
+@lru_cache(maxsize=64)  # messages of an exchange have one size, or a few
 def message_bytes(name: str, size: int) -> int:
     """Return the approximate bytes on a connection of a message of `size` bytes under an instruction's id."""
     whole, rest = divmod(size, CHUNK_BYTES)

@@ -99,11 +99,12 @@ def pack_body(message: Message) -> Body:
     """
     if message.has_error():
         return Body(_packed(message.error.code), ())
-    bare = RecordDict({name: each for name, each in message.content.items() if name not in VOUCHING})
-    stable = without_encoding(bare)
-    if stable is bare and len(bare) == len(message.content):
-        return _body(message.content)
-    return replace(_body(message.content), stable=_body(stable))
+    content = bare = message.content
+    if any(name in content for name in VOUCHING):
+        bare = RecordDict({name: each for name, each in content.items() if name not in VOUCHING})
+    if (stable := without_encoding(bare)) is content:
+        return _body(content)
+    return replace(_body(content), stable=_body(stable))
 
 
 def _body(content: RecordDict) -> Body:

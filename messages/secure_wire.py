@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
 
@@ -45,10 +45,8 @@ class Position:
 
 def ask(messages: Sequence[bytes], spec: ShareSpec, position: Position) -> dict[str, ConfigRecord]:
     """Return the records that carry an exchange's messages to one node."""
-    return {
-        SPEC_RECORD: ConfigRecord({"spec": write_share_spec(spec), **asdict(position)}),
-        SECURE_RECORD: ConfigRecord({"messages": list(messages)}),
-    }
+    head = {"spec": write_share_spec(spec), **vars(position)}
+    return {SPEC_RECORD: ConfigRecord(head), SECURE_RECORD: ConfigRecord({"messages": list(messages)})}
 
 
 def with_roster(records: dict[str, ConfigRecord], signed: bytes) -> dict[str, ConfigRecord]:
