@@ -88,8 +88,8 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 103_691,  # with docstrings, comments and blank lines
-    "lines of the core": 63_165,
+    "lines of the package": 103_693,  # with docstrings, comments and blank lines
+    "lines of the core": 63_167,
     "files that know many features": 0,
     "tests of None": 1_464,
     "tests of None on a part's name": 25,
@@ -99,7 +99,7 @@ CEILINGS = {
     "names that are participles or adverbs": 7,
     "files with functions and no test of their name": 191,
     "files that the smallest job loads": 187,
-    "lines that the smallest job loads": 31_865,
+    "lines that the smallest job loads": 31_868,
 }
 SMALLEST = """
 import sys, json

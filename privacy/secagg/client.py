@@ -253,16 +253,16 @@ class Participant:
         higher = [peer for peer in agreed.neighbours(self.node) if peer > self.node]
         own_secrets = dict(zip(higher, cut(attempt.mask_secrets, KEY_BYTES), strict=False))
         no_secret = bytes(KEY_BYTES if agreed.suite.hybrid else 0)
-        pairs, secrets, rows, accused = bytearray(), bytearray(), bytearray(), list[int]()
+        opened, accused = list[tuple[bytes, bytes, bytes]](), list[int]()
         for shares in _neighbour_shares(agreed, self.node, peers, message):
             secret = own_secrets.get(shares.dealer, no_secret)
             try:
-                pair, secret, row = self._open_shares(attempt, shares, secret)
+                opened.append(self._open_shares(attempt, shares, secret))
             except Refused:
-                pair, row = bytes(2 * wire.SHARE_BYTES), bytes(HASH_BYTES)
+                opened.append((bytes(2 * wire.SHARE_BYTES), secret, bytes(HASH_BYTES)))
                 accused.append(shares.dealer)
-            pairs, secrets, rows = pairs + pair, secrets + secret, rows + row
-        attempt.held, attempt.mask_secrets, attempt.acceptance = bytes(pairs), bytes(secrets), bytes(rows)
+        columns = zip(*opened, strict=True)
+        attempt.held, attempt.mask_secrets, attempt.acceptance = (b"".join(each) for each in columns)
         attempt.sharers, attempt.accused = message.sharers, tuple(accused)
         if not accused:  # a complaint would need them
             attempt.pair_keys = attempt.share_seed = b""

@@ -2,7 +2,7 @@
 
 import hashlib
 from bisect import bisect_left
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .bindings import Agreement
 from .deal import COMMITMENT_BYTES, check_share, claim_of, digest_of
@@ -12,8 +12,7 @@ from .refusal import Reason, Refused
 from .suite import unseal
 
 
-@dataclass(frozen=True)
-class EncryptedShares:
+class EncryptedShares(NamedTuple):
     """Sealed shares of a dealer for a holder, and the values to verify them.
 
     Attributes:

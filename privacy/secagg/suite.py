@@ -162,12 +162,15 @@ def agree(key: X25519PrivateKey, peer: bytes, info: bytes, public: bytes = b"") 
 
 def pair_key(secret: bytes, public: bytes, peer: bytes, info: bytes) -> bytes:
     """Return the common 32-byte key of two parties from their X25519 secret; see `agree`."""
-    return derive(secret, _pair_opening(info) + b"".join(map(framed, sorted((public, peer)))))
+    return derive(secret, _pair_opening(info) + b"".join(map(_framed_public, sorted((public, peer)))))
 
 
 @lru_cache(maxsize=1 << 10)  # simulated nodes in one process agree with the same neighbours
 def _public(key: bytes) -> X25519PublicKey:
     return X25519PublicKey.from_public_bytes(key)
+
+
+_framed_public = lru_cache(maxsize=1 << 10)(framed)
 
 
 @lru_cache(maxsize=16)  # a node derives the keys of all its pairs in one context
