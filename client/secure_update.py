@@ -258,7 +258,7 @@ class TrainingJob:
             )
             del reply, update
             if noise.sigma:
-                add_grid_noise(words, noise.sigma, stream)
+                add_grid_noise(words, noise.sigma, [stream])
             return cast(Vector, words), openings(spec, layers)
 
 

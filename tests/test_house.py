@@ -88,8 +88,8 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 103_693,  # with docstrings, comments and blank lines
-    "lines of the core": 63_167,
+    "lines of the package": 103_695,  # with docstrings, comments and blank lines
+    "lines of the core": 63_169,
     "files that know many features": 0,
     "tests of None": 1_464,
     "tests of None on a part's name": 25,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ...base.refusal import Refusal
 from ..accounting.events import gaussian_event
-from .discrete_gaussian import sample
+from .discrete_gaussian import sample_rows
 from .private_sum import (
     UNCLIPPED,
     Arrays,
@@ -44,6 +44,7 @@ Words = NDArray[np.uint16 | np.uint32]
 
 _LAYER = "layer of noise"  # purpose of a layer's stream, the same at the client and at the server
 _NOISE_BLOCK = 1 << 16  # coordinates whose noise is drawn at a time, as in the private sum
+_ROWS_AT_ONCE = 1 << 14  # numbers of several streams that are drawn at a time, which a core's cache holds
 
 # --- at the client ---------------------------------------------------------------------------------------------
 
@@ -80,9 +81,9 @@ def encode_share(
     # Two's complement: modulo 2^bits, here and wherever words are added.
     words = rounded.view(spec.dtype) if spec.bits == 32 else rounded.astype(spec.dtype)
     if spec.sigma:
-        add_grid_noise(words, spec.sigma, stream)
+        add_grid_noise(words, spec.sigma, [stream])
     for layer, layer_seed in zip(spec.layers, layers, strict=True):
-        add_grid_noise(words, layer.sigma, keyed_stream(layer_seed, _LAYER))
+        add_grid_noise(words, layer.sigma, [keyed_stream(layer_seed, _LAYER)])
     return words, clipped
 
 
@@ -134,18 +135,21 @@ def openings(spec: ShareSpec, layers: Sequence[bytes]) -> tuple[tuple[int, bytes
     return tuple((layer.survivors, seed) for layer, seed in zip(spec.layers, layers, strict=True))
 
 
-def add_grid_noise(words: Words, sigma: int, stream: Stream, combine: np.ufunc = np.add) -> None:
-    """Add discrete Gaussian noise of parameter `sigma` to words on the grid, in place, or remove it again.
+def add_grid_noise(words: Words, sigma: int, streams: Sequence[Stream], combine: np.ufunc = np.add) -> None:
+    """Add discrete Gaussian noise of parameter `sigma` from each stream to words on the grid, in place, or remove it again.
 
     Args:
       words: as `encode_share` returns them, or a sum of these.
       sigma: in grid units, above 0.
-      stream: that serves these words and no other.
-      combine: `np.subtract` removes the noise that the same stream has added.
+      streams: that serve these words and no others.
+      combine: `np.subtract` removes the noise that the same streams have added.
     """
     for start in range(0, words.size, _NOISE_BLOCK):
         block = words[start : start + _NOISE_BLOCK]
-        combine(block, sample(sigma, block.size, stream).astype(words.dtype), out=block)
+        at_once = max(1, _ROWS_AT_ONCE // block.size)
+        for first in range(0, len(streams), at_once):
+            for row in sample_rows(sigma, block.size, streams[first : first + at_once]):
+                combine(block, row.astype(words.dtype), out=block)
 
 
 # --- at the server ---------------------------------------------------------------------------------------------
@@ -174,13 +178,11 @@ def take_back(total: Words, survivors: int, spec: ShareSpec, opened: Iterable[Se
     survivor with a wrong number of seeds stays.
     """
     layers = [layer for layer in spec.layers if survivors >= layer.survivors]
-    count = 0
-    for seeds in opened:
-        if len(seeds) == len(layers):
-            count += 1
-            for layer, seed in zip(layers, seeds, strict=True):
-                add_grid_noise(total, layer.sigma, keyed_stream(seed, _LAYER), np.subtract)
-    return count
+    usable = [seeds for seeds in opened if len(seeds) == len(layers)]
+    for index, layer in enumerate(layers):
+        streams = [keyed_stream(seeds[index], _LAYER) for seeds in usable]
+        add_grid_noise(total, layer.sigma, streams, np.subtract)
+    return len(usable)
 
 
 def decode_sum(

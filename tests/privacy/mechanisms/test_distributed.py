@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fedveil.privacy.mechanisms import distributed
-from fedveil.privacy.mechanisms.discrete_gaussian import largest
+from fedveil.privacy.mechanisms.discrete_gaussian import largest, sample
 from fedveil.privacy.mechanisms.distributed import decode_sum, encode_share, openings, take_back
 from fedveil.privacy.mechanisms.private_sum import UNCLIPPED
-from fedveil.privacy.mechanisms.randomness import Randomness
+from fedveil.privacy.mechanisms.randomness import Randomness, Stream, keyed_stream
 from fedveil.privacy.mechanisms.rounding import BLOCK
 from fedveil.privacy.mechanisms.sizing import Attendance, Layer, ShareSpec, size_shares
 from fedveil.privacy.mechanisms.sum_spec import WEIGHT, Segment, SumSpec
@@ -222,13 +222,34 @@ def test_rotated_sum_of_agreeing_clients_does_not_overflow() -> None:
     assert np.abs(arrays["w"][8:]).max() < 7 * noise
 
 
+@pytest.mark.parametrize("bits", [16, 32])
+@pytest.mark.parametrize(("size", "sigma"), [(7, 3), (700, 40), (700, 1 << 23)])
+def test_noise_of_many_streams_is_that_of_each(
+    bits: int, size: int, sigma: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "_NOISE_BLOCK", 300)
+    monkeypatch.setattr(distributed, "_ROWS_AT_ONCE", 1000)
+    words, keys = np.zeros(size, f"u{bits // 8}"), [bytes([number] * 32) for number in range(9)]
+    for key in keys:
+        stream, parts = keyed_stream(key, "test"), range(0, size, 300)
+        noise = np.concatenate([sample(sigma, min(300, size - start), stream) for start in parts])
+        words += noise.astype(words.dtype)
+    assert words.any()
+    distributed.add_grid_noise(words, sigma, [keyed_stream(key, "test") for key in keys], np.subtract)
+    assert not words.any()
+
+
 @pytest.mark.parametrize(("most", "sigma", "cells"), [(32, 0, 1000), (100, 16, 100)])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_worst_sum_of_the_most_clients_is_decoded_and_one_more_wraps(
     most: int, sigma: int, cells: int, sign: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every client has all of its norm in one coordinate, and the most noise that there is, of the same sign."""
-    monkeypatch.setattr(distributed, "sample", lambda s, n, stream: np.full(n, sign * largest(s)))
+
+    def rows(scale: int, count: int, streams: list[Stream]) -> np.ndarray:
+        return np.full((len(streams), count), sign * largest(scale))
+
+    monkeypatch.setattr(distributed, "sample_rows", rows)
     spec = ShareSpec(SumSpec(1.0, cells=cells), 4, Attendance(most, 2), sigma, 16, False)
     update = np.array([[sign * 9.0, 0, 0, 0]])
     words = shares(np.repeat(update, most + 1, axis=0), spec, 7)

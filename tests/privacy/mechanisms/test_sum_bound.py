@@ -115,7 +115,7 @@ def test_owners_without_a_minimum_raise_no_alarm(clients: int, bits: int) -> Non
     told = [further if client % 3 == 0 else 0 for client in range(clients)]
     for client, vector in enumerate(vectors):
         if told[client]:
-            add_grid_noise(vector, told[client], Randomness(9).stream("further", client))
+            add_grid_noise(vector, told[client], [Randomness(9).stream("further", client)])
     found = norm_of(total(vectors), spec)
     assert found <= longest_sum(spec, SummedNoise(clients, clients, tuple(told), noise))
     assert not is_too_noisy(spec, SummedNoise(clients, clients, tuple(told), noise))
