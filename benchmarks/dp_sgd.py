@@ -269,7 +269,9 @@ def _measure(name: str, batch: int, turns: int) -> Row:
     models = {engine: with_fast_kernels(model_of(name)) for engine in engines}
     auto = chosen_engine("auto", models[PLAIN], examples)
     trained = sum(p.numel() for p in models[PLAIN].parameters() if p.requires_grad)
-    ways = {e: by_numpy()(partial(take_steps, e, model, examples, steps)) for e, model in models.items()}
+    ways: dict[str, Callable[[], None]] = {
+        e: by_numpy()(partial(take_steps, e, model, examples, steps)) for e, model in models.items()
+    }
     with suppress(Exception):  # whatever Opacus raises for layers that it does not know
         by_opacus(name, examples, 1, "functorch")()
         ways[FUNCTORCH] = by_opacus(name, examples, steps, "functorch")
