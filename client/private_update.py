@@ -23,10 +23,9 @@ from ..privacy.mechanisms.sum_spec import SumSpec
 if TYPE_CHECKING:
     from ..privacy.secagg.transcript import AttemptTerms
 
-# Records of an app's reply, which stay at the client: they are encoded into its vector.
-# The client's part of the sum, by name of the model's arrays, where the app computes it: of a sum over records, or the
-# update itself.
-COMPUTED, METRICS = "fedveil.summed", "metrics"
+# Records of an app's reply, which stay at the client: they are encoded into its vector. `SUM_PART` is its part of a sum over
+# records, or the update of a client that has trained in a stack, by name of the model's arrays.
+SUM_PART, METRICS = "fedveil.summed", "metrics"
 SEGMENTS_RECORD = "fedveil.segments"  # the client's values of the segments that have a shape, by name
 
 T = TypeVar("T")
@@ -158,7 +157,7 @@ def record_sum_reply(message: Message, parts: Mapping[str, NDArray[np.generic]])
 
 def computed_reply(parts: Mapping[str, NDArray[np.generic]], metrics: Mapping[str, float]) -> RecordDict:
     """Return the content of an app's reply with its part of a sum, by name of the model's arrays, and its metrics."""
-    return RecordDict({COMPUTED: wire.memory_arrays(parts), METRICS: MetricRecord(dict(metrics))})
+    return RecordDict({SUM_PART: wire.memory_arrays(parts), METRICS: MetricRecord(dict(metrics))})
 
 
 def without_error(reply: Message) -> Message:
@@ -181,11 +180,11 @@ def update_of(reply: Message, received: Mapping[str, Array], content: RecordDict
     """
     if spec.asks:  # a question has no update
         return {}
-    if spec.unit_norm is None and COMPUTED not in reply.content:
+    if spec.unit_norm is None and SUM_PART not in reply.content:
         arrays = RecordDict({k: v for k, v in reply.content.items() if k != SEGMENTS_RECORD})
         update: Arrays = difference(wire.only_arrays(arrays), received)
     else:
-        sums = cast(ArrayRecord, reply.content[COMPUTED])
+        sums = cast(ArrayRecord, reply.content[SUM_PART])
         update = {k: cast(NDArray[np.floating], wire.view(sums[k])) for k in wire.layout_of(received)}
     return compressed(update, content, spec)
 

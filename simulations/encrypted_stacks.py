@@ -78,9 +78,9 @@ def _extended(message: Message, reply: RecordDict | None) -> Message:
 
 
 def with_stacks(grid: Grid, clients: Clients, task: Task) -> Grid:
-    """Return the grid to simulated clients, or one that trains them in stacks if they encrypt and their model is small."""
+    """Return the grid to simulated clients that encrypt, or one that trains them in stacks if their model is small."""
     trains_by_sgd = clients.trains_by_sgd and clients.settings.accelerator == "cpu"
-    if clients.settings.encryption and trains_by_sgd and isinstance(grid, SummingGrid):
+    if trains_by_sgd and isinstance(grid, SummingGrid):
         bench = Workbench(clients.settings, task)
         if is_small(bench) and can_vectorise(bench):
             return EncryptedStacks(grid, bench)

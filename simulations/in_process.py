@@ -26,7 +26,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordD
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
-from ..client.private_update import COMPUTED, METRICS
+from ..client.private_update import METRICS, SUM_PART
 from ..messages.flower_adapter import claim_identity, client_context, name_message
 from ..messages.grids import AskingGrid
 from ..messages.wire import LATE, add_reply, is_query
@@ -203,8 +203,8 @@ class InProcessGrid(AskingGrid):
         """Return the app's reply for one node; an error if it is late, or fails in any other way."""
         isolated = _isolated(content)
         self.ahead.clear()
-        if COMPUTED in isolated:
-            reply = {name: isolated.pop(name) for name in (COMPUTED, METRICS)}
+        if SUM_PART in isolated:
+            reply = {name: isolated.pop(name) for name in (SUM_PART, METRICS)}
             self.ahead[node - FIRST_NODE] = RecordDict(reply)
         message = Message(isolated, node, message_type)
         name_message(message, str(number + 1))

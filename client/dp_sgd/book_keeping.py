@@ -19,17 +19,13 @@ from torch import Tensor, nn
 from ...tasks.batch_memory import outputs_of
 from ...tasks.data import leaves
 from . import attention, recurrent
-from .clipped import ClippedParameters
+from .clipped import ClippedParameters, ClippedSums
 from .example_gradients import RULES, LayerCall, Share, norms_of, plain_embedding
 from .forward import Forward
 from .repeated import Use, combine, share_of_uses, use_of
 
 if TYPE_CHECKING:
     from ...tasks.data import Inputs
-
-# Function that writes the clipped sum over some rows, padded to a number of examples, to `summed_grad` of the parameters,
-# and returns whether each row's gradient is finite, shape (rows,). If one is not, the sums are not to be used.
-ClippedSums = Callable[[Tensor, int], Tensor]
 
 
 class Substitute(NamedTuple):

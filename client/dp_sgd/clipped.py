@@ -1,12 +1,16 @@
 """Parameters of a model on which an engine leaves clipped sums of examples' gradients, as `summed_grad`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .example_gradients import norms_of
+
+# Function that writes the clipped sum over some rows, padded to a number of examples, to `summed_grad` of the parameters,
+# and returns whether each row's gradient is finite, shape (rows,). If one is not, the sums are not to be used.
+ClippedSums = Callable[[Tensor, int], Tensor]
 
 
 class ClippedParameters:
@@ -24,6 +28,10 @@ class ClippedParameters:
     def norms(self, samples: Sequence[Tensor]) -> Tensor:
         """Return the norm of each example's gradient, shape (B,), float64, given those of each parameter, shapes (B, ...)."""
         return torch.linalg.vector_norm(torch.stack([norms_of(each) for each in samples]).double(), dim=0)
+
+    def zeros(self) -> list[Tensor]:
+        """Return a sum of no examples for each parameter."""
+        return [torch.zeros_like(parameter, requires_grad=False) for parameter in self.params]
 
     def write(self, sums: Iterable[Tensor]) -> None:
         """Leave a sum for each parameter, in their order."""

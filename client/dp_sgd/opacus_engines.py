@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ...base.refusal import Refusal
 from ...tasks.batch_memory import outputs_of
 from ...tasks.data import leaves
-from .book_keeping import ClippedSums, uses
-from .clipped import ClippedParameters
+from .book_keeping import uses
+from .clipped import ClippedParameters, ClippedSums
 from .example_gradients import GHOST
 from .forward import Forward, are_close, moved_from_zero
 

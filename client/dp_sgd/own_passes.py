@@ -16,13 +16,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ...tasks.batch_memory import outputs_of
 from ...tasks.data import leaves, mapped
 from ..training.sgd import gradients_of
-from .clipped import ClippedParameters
+from .clipped import ClippedParameters, ClippedSums
 from .forward import Forward, are_close, moved_from_zero
 
 if TYPE_CHECKING:
     from ...tasks.data import Inputs
-
-    ClippedSums = Callable[[Tensor, int], Tensor]
 
 SLOW = "There is a performance drop"  # warning of a kernel that vmap repeats in a loop, slower than passes one by one
 
@@ -35,7 +33,7 @@ def one_by_one(model: nn.Module, forward: Forward, clipped: ClippedParameters) -
 
     def clipped_sums(rows: Tensor, batch: int) -> Tensor:
         del batch
-        sums = [torch.zeros_like(parameter, requires_grad=False) for parameter in parameters]
+        sums = clipped.zeros()
         for row in rows.split(1):
             _, loss = forward(row, 1)
             gradients = gradients_of(loss, parameters)

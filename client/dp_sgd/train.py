@@ -38,8 +38,8 @@ from ...tasks.optimizers import follow_epochs, optimizer_of
 from ...tasks.protocol import Objective
 from ..training.sgd import with_fast_kernels
 from . import sketched
-from .book_keeping import ClippedSums, book_keeping, obstacle
-from .clipped import ClippedParameters
+from .book_keeping import book_keeping, obstacle
+from .clipped import ClippedParameters, ClippedSums
 from .forward import Forward, TaskFailed
 from .own_passes import by_vmap, one_by_one, repeats
 
@@ -290,11 +290,7 @@ def _clip(rows: Tensor, parts: BatchParts, clipped_sums: ClippedSums, clipped: C
             return
         rows = rows[finite.cpu()]
     # A step without examples still adds noise: its absence would reveal an empty batch.
-    clipped.write(_zeros_like(clipped.params))
-
-
-def _zeros_like(parameters: Sequence[Tensor]) -> list[Tensor]:
-    return [torch.zeros_like(parameter, requires_grad=False) for parameter in parameters]
+    clipped.write(clipped.zeros())
 
 
 def _with_sums(totals: Sequence[Tensor], clipped: ClippedParameters) -> list[Tensor]:

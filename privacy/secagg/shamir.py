@@ -63,9 +63,8 @@ def values(polynomials: Sequence[Sequence[int]], points: Sequence[int]) -> list[
     most, length = max(points), len(polynomials[0])
     # Before its reduction, a value is below p times the sum of the point's powers.
     factors, bits, evaluate = [1] * length, most.bit_length() * length, _horner
-    if most <= 2 * len(
-        points
-    ):  # a value is a sum of at most 2^most differences: that of order k is coefficient k times k!
+    if most <= 2 * len(points):
+        # A value is a sum of at most 2^most differences, of which that of order k is coefficient k times k!.
         factors, bits, evaluate = _factorials(length), most, _sums
     width = (255 + bits) // 8 + 1
     packed = [

@@ -29,7 +29,7 @@ from fedveil.base.refusal import Refusal
 from fedveil.cli.audit import audit_run
 from fedveil.client.app import train_round
 from fedveil.client.dp_sgd.rounds import GradientClip, draw_records, step, sum_of_union, union_of
-from fedveil.client.private_update import COMPUTED
+from fedveil.client.private_update import SUM_PART
 from fedveil.client.workbench import Workbench
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.messages.client_settings import ClientSettings
@@ -201,7 +201,7 @@ def test_noise_is_no_less_than_charged_whenever_a_client_is_lost(since: Exchange
     size, layout = 3000, {"w": (3000,)}
 
     def nothing_drawn(message: Message, client: int) -> Message:
-        empty = RecordDict({COMPUTED: memory_arrays({"w": np.zeros(size)}), "m": MetricRecord({})})
+        empty = RecordDict({SUM_PART: memory_arrays({"w": np.zeros(size)}), "m": MetricRecord({})})
         return Message(empty, reply_to=message)
 
     content = RecordDict(
@@ -367,10 +367,10 @@ def test_an_answer_has_nothing_that_tells_how_many_were_drawn(
     ]
     nobody, all_of_them = (reply_of(bench).content for bench in benches)
     for content in (nobody, all_of_them):
-        assert set(content) == {COMPUTED, "metrics"} and not content["metrics"]
-    shapes = [{name: a.shape for name, a in each[COMPUTED].items()} for each in (nobody, all_of_them)]
-    assert shapes[0] == shapes[1] and not any(a.numpy().any() for a in nobody[COMPUTED].values())
-    assert any(a.numpy().any() for a in all_of_them[COMPUTED].values())
+        assert set(content) == {SUM_PART, "metrics"} and not content["metrics"]
+    shapes = [{name: a.shape for name, a in each[SUM_PART].items()} for each in (nobody, all_of_them)]
+    assert shapes[0] == shapes[1] and not any(a.numpy().any() for a in nobody[SUM_PART].values())
+    assert any(a.numpy().any() for a in all_of_them[SUM_PART].values())
     assert capfd.readouterr() == ("", "") and not caplog.records
 
 
@@ -378,7 +378,7 @@ def test_repeated_round_draws_anew_but_in_a_seeded_simulation() -> None:
     for seed, same in ((None, False), (3, True)):
         bench = bench_of(Made(), seed)
         one, other = (
-            {name: a.numpy() for name, a in reply_of(bench).content[COMPUTED].items()} for _ in range(2)
+            {name: a.numpy() for name, a in reply_of(bench).content[SUM_PART].items()} for _ in range(2)
         )
         assert all(np.array_equal(one[name], other[name]) for name in one) == same
 
@@ -489,7 +489,7 @@ def test_canary_records_are_clipped_and_drawn_and_move_no_model(tmp_path: Path) 
         union = union_of(bench)
         whole = sum_of_union(bench, union, sent, range(4), spec, size + canaries).total * spec.step / unit
         alone = sum(
-            np.concatenate([np.ravel(a.numpy()) for a in reply.content[COMPUTED].values()]) / unit
+            np.concatenate([np.ravel(a.numpy()) for a in reply.content[SUM_PART].values()]) / unit
             for reply in (
                 train_round(Message(sent, 1, "train"), client, bench, bench.settings) for client in range(4)
             )

@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, Re
 
 from fedveil.base.refusal import Refusal
 from fedveil.client import secure_update
-from fedveil.client.private_update import COMPUTED
+from fedveil.client.private_update import SUM_PART
 from fedveil.messages.secure_wire import USUAL, messages_of, read_position
 from fedveil.messages.wire import WEIGHT, Exchange, memory_arrays
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Unit
@@ -385,7 +385,7 @@ def spoilt(monkeypatch: pytest.MonkeyPatch, lie: Callable[[np.ndarray], np.ndarr
 
 
 def sums_of_records(message: Message, client: int) -> Message:
-    summed = RecordDict({COMPUTED: memory_arrays(update_of(client)), "m": MetricRecord({WEIGHT: 1})})
+    summed = RecordDict({SUM_PART: memory_arrays(update_of(client)), "m": MetricRecord({WEIGHT: 1})})
     return Message(summed, reply_to=message)
 
 

@@ -10,7 +10,7 @@ from flwr.app import Message, MetricRecord, RecordDict
 from shared.runs import json_lines, run_quietly
 
 from fedveil.client import app
-from fedveil.client.private_update import COMPUTED, METRICS
+from fedveil.client.private_update import METRICS, SUM_PART
 from fedveil.messages.wire import add_reply, memory_arrays, only_arrays, views
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.simulations import encrypted_stacks
@@ -74,7 +74,7 @@ def test_reply_ahead_serves_one_instruction() -> None:
     alone, _ = grids(MADE["Made"](sizes=SIZES))
     content = MADE["instruction"](SPEC)
     zeros = {name: np.zeros_like(value) for name, value in views(only_arrays(content)).items()}
-    reply = {COMPUTED: memory_arrays(zeros), METRICS: MetricRecord({})}
+    reply = {SUM_PART: memory_arrays(zeros), METRICS: MetricRecord({})}
     first, second = orders(content)[0], orders(content)[0]
     (given,) = vectors(alone, [Message(RecordDict({**content, **reply}), FIRST_NODE, "train")])
     (trained,), (again,) = vectors(alone, [first]), vectors(alone, [second])
@@ -86,7 +86,7 @@ def test_reply_ahead_serves_one_instruction() -> None:
 def test_app_reads_no_reply_from_an_instruction() -> None:
     alone, _ = grids(MADE["Made"](sizes=SIZES))
     content = MADE["instruction"](SPEC)
-    reply = {COMPUTED: memory_arrays(views(only_arrays(content))), METRICS: MetricRecord({})}
+    reply = {SUM_PART: memory_arrays(views(only_arrays(content))), METRICS: MetricRecord({})}
     (message,) = orders(content)[:1]
     message.content.update(reply)
     with pytest.raises(ValueError, match="one ArrayRecord"):

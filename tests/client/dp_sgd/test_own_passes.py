@@ -1,18 +1,24 @@
 """Passes that torch's vmap repeats for each example: those one by one, for what book-keeping has no rule for."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from shared.tasks import Classes
 from torch import Tensor, nn
 
+import fedveil as fv
 from fedveil.base.refusal import Refusal
 from fedveil.benchmarks.made_task import Made
 from fedveil.benchmarks.workload import CLASSES
 from fedveil.client.dp_sgd import train as dp_sgd
 from fedveil.client.dp_sgd.clipped import ClippedParameters
+from fedveil.client.dp_sgd.sketched import SketchedParameters, offsets_of
+from fedveil.privacy.mechanisms.compression import Compression, Sketch
 from fedveil.tasks.data import Examples
 
 NORM = 0.3
@@ -162,6 +168,48 @@ def test_a_loss_that_vmap_cannot_repeat_trains(build_task: Callable[..., Made]) 
     for one, other in zip(together, alone, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
     assert any(bool(each.any()) for each in together)
+
+
+@pytest.mark.parametrize("build_model", [Patches, Tied])
+def test_vmap_clips_compressed_gradients_as_one_by_one(build_model: Callable[[], nn.Module]) -> None:
+    model = made(build_model)
+    examples, trained = examples_of(model, 9), {n: p for n, p in model.named_parameters() if p.requires_grad}
+    layout = {name: tuple(p.shape) for name, p in trained.items()}
+    size = sum(p.numel() for p in trained.values())
+    sketch = Sketch(Compression("project", size, size // 3), b"words of a round")
+    assert dp_sgd.chosen_engine("auto", model, examples, compressed=True) == "vmap"
+    sums: list[list[Tensor]] = []
+    for engine in ("vmap", "one_by_one"):
+        offsets = offsets_of([*trained], layout, sketch)
+        clipped = SketchedParameters(trained.values(), NORM, offsets, sketch)
+        with dp_sgd.clipping(model, Made("tiny", 1), examples, clipped, engine) as clip:
+            clip(np.arange(9))
+            sums.append([p.summed_grad.clone() for p in clipped.params])
+    for one, other in zip(*sums, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+class Tokens(Classes):
+    """A run's task, whose model has parameters of its own."""
+
+    def model(self) -> nn.Module:
+        return made(Patches)
+
+    def client_data(self, client: int) -> Examples:
+        examples = examples_of(Patches(), 20 + client)
+        return Examples(examples.inputs, (examples.inputs.sum((1, 2)) > 0).long())
+
+
+@pytest.mark.parametrize("level", [fv.Record, fv.RecordDistributed])
+def test_a_run_by_vmap_trains_and_repeats_its_bits(level: Any, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"cohort": "all", "num_rounds": 2, "quiet": True, "seed": 1}
+    for name in ("one", "other"):
+        run = fv.simulate(Tokens(), privacy=level(target_delta=1e-2), folder=tmp_path / name, **options)
+        assert run.status == "completed"
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "other"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    start = Tokens().model().state_dict()
+    assert not torch.equal(one["places"], start["places"]) and not torch.equal(one["token"], start["token"])
 
 
 def test_vmap_reads_the_values_that_parameters_have_now() -> None:
