@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("fedveil.client")
 
 SETTINGS_KEY = "fedveil-client"  # key of the run's configuration; its value is JSON
+# Returns a client's reply to an instruction to train; arguments as of `train_round`.
+TrainRound = Callable[[Message, int, Workbench, ClientSettings], Message]
 
 
 def import_parts(settings: ClientSettings) -> None:
@@ -62,6 +64,7 @@ def make_client_app(
     extra_mods: tuple[Mod, ...] = (),
     bench: Workbench | None = None,
     memory: NodeMemory | None = None,
+    training: TrainRound | None = None,
 ) -> ClientApp:
     """Return a ClientApp that trains with the settings.
 
@@ -70,6 +73,7 @@ def make_client_app(
       extra_mods: around the private update, the outermost first.
       bench: an existing one for these settings.
       memory: of nodes in secure aggregation; None seals it in their contexts.
+      training: answers instructions to train; None is `train_round`.
     """
     app = ClientApp()
 
@@ -91,7 +95,7 @@ def make_client_app(
 
     @app.train(mods=[*extra_mods, protected])
     def on_train(message: Message, context: Context) -> Message:
-        return answer(message, _number(context), bench_of(context))
+        return answer(message, _number(context), bench_of(context), training)
 
     assert on_train is not None
     return app
@@ -102,8 +106,15 @@ def _number(context: Context) -> int:
     return int(str(context.node_config["partition-id"]))
 
 
-def answer(message: Message, client: int, bench: Workbench) -> Message:
-    """Return a client's answer to an instruction of any kind, as the table of this module says."""
+def answer(message: Message, client: int, bench: Workbench, training: TrainRound | None = None) -> Message:
+    """Return a client's answer to an instruction of any kind, as the table of this module says.
+
+    Args:
+      message: the instruction.
+      client: number of the client in the task, from 0.
+      bench: task and model.
+      training: answers an instruction to train; None is `train_round`.
+    """
     settings = bench.settings
     if client in settings.canary_clients:
         return extra_clients().canary_answer(message, settings.canary_clients, client)
@@ -113,7 +124,7 @@ def answer(message: Message, client: int, bench: Workbench) -> Message:
     def computed() -> Message:
         if wire.is_query(message.content):
             return extension("query", "answer", "question", client)(message, client, bench)
-        return train_round(message, client, bench, settings)
+        return (training or train_round)(message, client, bench, settings)
 
     try:
         return or_unchanged(message, computed, must_hide=has_noise)
@@ -156,8 +167,6 @@ def _trained(message: Message, client: int, bench: Workbench, settings: ClientSe
     A ledger of records is charged before the first step that they influence.
     """
     content = message.content
-    if reply := bench.ahead.get(client):
-        return Message(reply, reply_to=message)
     data = bench.data_of(client, settings)
     if not len(data):
         if wire.sum_spec_of(content).clipping_norm is None:  # without a clip, an absent client may be noticed

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 from torch import nn
 
@@ -57,7 +57,6 @@ class Workbench:
       measured: whether the model's independence was checked, with either result.
       independent: whether it passed: the model keeps examples independent in training.
       evaluated: whether it passed in evaluation mode.
-      ahead: reply of a simulated client that trained in a stack, by its number, for the instruction that it answers now.
     """
 
     settings: ClientSettings
@@ -65,7 +64,6 @@ class Workbench:
     measured: bool = False
     independent: bool = False
     evaluated: bool = False
-    ahead: dict[int, RecordDict] = field(default_factory=dict[int, RecordDict])
     # Of data by client, but not of real data in memory.
     _fingerprints: dict[int, str] = field(default_factory=dict[int, str])
     # Data within the bounds per person, by client, most examples of a person, and owners.

@@ -82,9 +82,14 @@ class Clients:
                 stacks = Stacks(max(FEWEST_STACKED, fewest), MAX_STACK)
                 if client.accelerator == "cpu" and image_layers(probe):
                     stacks = Stacks(MAX_IMAGES // 2, MAX_IMAGES)
-        mods = fault_mods(self.faults, self.randomness, self.deadline)
+        mods, training = fault_mods(self.faults, self.randomness, self.deadline), None
+        if client.encryption:
+            from .encrypted_stacks import StackedReply
+
+            stacked_reply = StackedReply()
+            mods, training = (stacked_reply.take, *mods), stacked_reply.train_round
         return InProcessGrid(
-            client_app=make_client_app(lambda _: text, mods, bench, self._memory),
+            client_app=make_client_app(lambda _: text, mods, bench, self._memory, training),
             num_clients=self.count,
             run_config={SETTINGS_KEY: text},
             workers=workers or max(1, min(gpus(client.accelerator), self._shares(stacks))),
@@ -94,7 +99,6 @@ class Clients:
             stacks=stacks,
             forks_first=client.accelerator != "cpu",
             in_place=partial(begin, bench) if self._trains_plainly else None,
-            ahead=bench.ahead,
             release=bench.close,
             counter=None
             if self.faults.any or client.encryption

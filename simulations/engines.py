@@ -43,10 +43,10 @@ def engine_with_tally(run: Run, tally: Tally, grid: Grid | None = None) -> Gener
     clients = clients_of(federation, run.client, federation.num_nodes, at_once)
     workers = federation.settings.engine.workers
     with nullcontext(grid) if grid else _opened(federation, clients, workers) as opened:
-        if federation.masking and not grid:
+        if federation.masking and not grid and clients.trains_by_sgd:
             from .encrypted_stacks import with_stacks
 
-            opened = with_stacks(opened, clients, federation.task)
+            opened = with_stacks(opened, clients.settings, federation.task)
         tallying = counting_grid(opened, tally, federation.sends_differences)
         if _has_speeds(federation) and isinstance(tallying, CountedSums):
             from .arrivals import with_arrivals  # clients without speeds need no virtual time

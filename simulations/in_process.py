@@ -26,7 +26,6 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordD
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
-from ..client.private_update import METRICS, SUM_PART
 from ..messages.flower_adapter import claim_identity, client_context, name_message
 from ..messages.grids import AskingGrid
 from ..messages.wire import LATE, add_reply, is_query
@@ -44,6 +43,12 @@ logger = logging.getLogger("fedveil.client")  # what a simulated client logs sta
 FIRST_NODE = 2  # node 1 is Flower's server
 PARTS = 4  # stacks into which a cohort is divided for the sake of other processes
 GRACE_SECONDS = 30.0  # beyond its clients' deadlines, before a worker that hangs in C code is killed
+
+
+def client_of_node(node: int) -> int:
+    """Return the number of a simulated client, from 0, by the id of its node."""
+    return node - FIRST_NODE
+
 
 Values = dict[str, float | NDArray[np.floating]]  # one client's answer to a question, by the sum's segment
 # Trains clients by their numbers on an instruction; returns the sum of their vectors, of the last argument's length.
@@ -65,7 +70,6 @@ class InProcessGrid(AskingGrid):
       stacks: how a cohort is divided for that function; None where it may be called with any clients.
       forks_first: whether this process trains nobody if it has workers, since a process that used a GPU cannot be forked.
       in_place: trains one client after the other without messages; None where only the app itself can train.
-      ahead: where the app finds the reply of a client that has trained already; see `EncryptedStacks`.
       release: closes what this process's clients have open, when the grid is closed.
       counter: returns the function of a client's values for a question; None, or None from it: the app is asked.
     """
@@ -80,7 +84,6 @@ class InProcessGrid(AskingGrid):
     stacks: Stacks | None = None
     forks_first: bool = False
     in_place: Callable[[RecordDict], InPlaceRound] | None = None
-    ahead: dict[int, RecordDict] = field(default_factory=dict[int, RecordDict])
     release: Callable[[], None] = lambda: None
     counter: Callable[[RecordDict], Callable[[int], Values] | None] | None = None
     # By node, for clients that keep state: the context in this process, and the index of the worker that has it.
@@ -149,7 +152,7 @@ class InProcessGrid(AskingGrid):
                 return self._sum_one_by_one(order, cohort_sum)
             return self._sum_values(values_of_client, order, cohort_sum)
         if self.cohort_function is not None:
-            clients = [node - FIRST_NODE for node in order.nodes]
+            clients = [client_of_node(node) for node in order.nodes]
             stack = order.stack or max(1, len(clients))
             for first in range(0, len(clients), stack):
                 together = clients[first : first + stack]
@@ -175,7 +178,7 @@ class InProcessGrid(AskingGrid):
         for node in order.nodes:
             try:
                 with limited_to(self.deadline):
-                    vector, _ = encode({}, values_of_client(node - FIRST_NODE), order.spec)
+                    vector, _ = encode({}, values_of_client(client_of_node(node)), order.spec)
             except PastDeadline:
                 cohort_sum.drop("late")
             except Exception:
@@ -188,7 +191,7 @@ class InProcessGrid(AskingGrid):
     def _sum_in_place(self, round_in_place: InPlaceRound, order: CohortOrder, cohort_sum: CohortSum) -> None:
         """Add the updates of clients that train in this process's model, one after the other, and of canary clients."""
         for node in order.nodes:
-            client = node - FIRST_NODE
+            client = client_of_node(node)
             if round_in_place.add_canary(client, cohort_sum, order.spec):
                 continue
             try:
@@ -201,12 +204,7 @@ class InProcessGrid(AskingGrid):
 
     def _call(self, content: RecordDict, node: int, message_type: str, number: int) -> Message:
         """Return the app's reply for one node; an error if it is late, or fails in any other way."""
-        isolated = _isolated(content)
-        self.ahead.clear()
-        if SUM_PART in isolated:
-            reply = {name: isolated.pop(name) for name in (SUM_PART, METRICS)}
-            self.ahead[node - FIRST_NODE] = RecordDict(reply)
-        message = Message(isolated, node, message_type)
+        message = Message(_isolated(content), node, message_type)
         name_message(message, str(number + 1))
         context = self._context(node)
         try:
@@ -221,7 +219,7 @@ class InProcessGrid(AskingGrid):
         return reply
 
     def _context(self, node: int) -> Context:
-        client = node - FIRST_NODE
+        client = client_of_node(node)
         return self._contexts.get(node) or client_context(
             self._run.run_id, client, self.num_clients, self.run_config
         )

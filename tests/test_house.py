@@ -88,10 +88,10 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 103_695,  # with docstrings, comments and blank lines
-    "lines of the core": 63_169,
+    "lines of the package": 103_724,  # with docstrings, comments and blank lines
+    "lines of the core": 63_198,
     "files that know many features": 0,
-    "tests of None": 1_464,
+    "tests of None": 1_463,
     "tests of None on a part's name": 25,
     "conditional expressions": 1_620,
     "parameters that are tuples": 5,
@@ -99,7 +99,7 @@ CEILINGS = {
     "names that are participles or adverbs": 7,
     "files with functions and no test of their name": 191,
     "files that the smallest job loads": 187,
-    "lines that the smallest job loads": 31_868,
+    "lines that the smallest job loads": 31_876,
 }
 SMALLEST = """
 import sys, json

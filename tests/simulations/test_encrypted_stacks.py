@@ -14,7 +14,7 @@ from fedveil.client.private_update import METRICS, SUM_PART
 from fedveil.messages.wire import add_reply, memory_arrays, only_arrays, views
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.simulations import encrypted_stacks
-from fedveil.simulations.encrypted_stacks import EncryptedStacks
+from fedveil.simulations.encrypted_stacks import EncryptedStacks, StackedReply
 from fedveil.simulations.in_process import FIRST_NODE, InProcessGrid
 
 MADE = runpy.run_path(str(Path(__file__).parents[1] / "client" / "training" / "test_cohort_training.py"))
@@ -28,8 +28,10 @@ def grids(task: Any) -> tuple[InProcessGrid, EncryptedStacks]:
     """Return a grid whose clients train alone, and one whose clients train in stacks."""
     bench, ahead = MADE["bench_of"](task), MADE["bench_of"](task)
     alone, engine = (
-        InProcessGrid(app.make_client_app(lambda _: "", (), each), len(SIZES), {}, ahead=each.ahead)
-        for each in (bench, ahead)
+        InProcessGrid(
+            app.make_client_app(lambda _: "", (reply.take,), each, training=reply.train_round), len(SIZES), {}
+        )
+        for each, reply in ((bench, StackedReply()), (ahead, StackedReply()))
     )
     return alone, EncryptedStacks(engine, MADE["bench_of"](task))
 
@@ -84,13 +86,14 @@ def test_reply_ahead_serves_one_instruction() -> None:
 
 
 def test_app_reads_no_reply_from_an_instruction() -> None:
-    alone, _ = grids(MADE["Made"](sizes=SIZES))
+    bench = MADE["bench_of"](MADE["Made"](sizes=SIZES))
+    device = InProcessGrid(app.make_client_app(lambda _: "", (), bench), len(SIZES), {})
     content = MADE["instruction"](SPEC)
     reply = {SUM_PART: memory_arrays(views(only_arrays(content))), METRICS: MetricRecord({})}
     (message,) = orders(content)[:1]
     message.content.update(reply)
     with pytest.raises(ValueError, match="one ArrayRecord"):
-        alone.client_app(message, alone._context(FIRST_NODE))
+        device.client_app(message, device._context(FIRST_NODE))
 
 
 def test_sums_of_replies_are_those_of_the_grid() -> None:
