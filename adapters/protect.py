@@ -205,7 +205,7 @@ def _evaluate(
 
     The list is empty if the budget does not allow it, or if no mean can be estimated; the run goes on.
     """
-    number = grid.rounds[-1].number
+    number = grid.rounds.newest[-1].number
     evaluation = evaluating.terms.asked(evaluating.name)
     charge = Charge(evaluating.plan, ledger, evaluation, Randomness(), row_after(number))
     try:
@@ -243,7 +243,7 @@ def _check_start(
     if grid is not protected:
         return
     check_averages(strategy)
-    protected.start_round = len(protected.grid.rounds)
+    protected.start_round = protected.grid.rounds.count
     if evaluate_fn is not None and held_out == "private":
         remedy = 'the held-out data count as private; if they are public, pass held_out="public" to protect, otherwise leave it out'
         raise Refusal("evaluate_fn", getattr(evaluate_fn, "__name__", "given"), remedy)
@@ -280,7 +280,7 @@ class ProtectedGrid(PassingGrid):
         """Return stand-in nodes, as `PrivateGrid` does; before the first round, warn if clients are not connected."""
         nodes, everybody = self.grid.get_node_ids(), self.grid.participants
         connected, clients = len(everybody.first_nodes(everybody.clients)), everybody.clients
-        if connected < clients and not self.grid.rounds:
+        if connected < clients and not self.grid.rounds.count:
             logger.warning("%d of %d clients are connected: later ones take no part", connected, clients)
         return nodes
 
@@ -292,7 +292,7 @@ class ProtectedGrid(PassingGrid):
         Messages that evaluate start an evaluation instead. Arguments as of `PrivateGrid.send_and_receive`;
         NobodyAnswered if no client ever answered, Refusal if the run ends before this strategy had a round.
         """
-        messages, rounds_before = list(messages), len(self.grid.rounds)
+        messages, rounds_before = list(messages), self.grid.rounds.count
         if any(m.metadata.message_type.split(".")[0] == "evaluate" for m in messages):
             return self._evaluate(messages, timeout)
         if self.ended is not None:
@@ -300,13 +300,13 @@ class ProtectedGrid(PassingGrid):
         replies = list(self.grid.send_and_receive(messages, timeout=timeout))
         if self.grid.exhausted is not None:
             return self._end(str(self.grid.exhausted))
-        if len(self.grid.rounds) == rounds_before:  # no message of training, and the grid sends no others
+        if self.grid.rounds.count == rounds_before:  # no message of training, and the grid sends no others
             return replies
-        self._log_round(self.grid.rounds[-1])
+        self._log_round(self.grid.rounds.newest[-1])
         reason = self._silence_reason()
         if reason is None:
             return replies
-        if not any(each.replies for each in self.grid.rounds):
+        if not self.grid.rounds.answered:
             raise NobodyAnswered(reason)
         return self._end(reason)
 
@@ -316,14 +316,18 @@ class ProtectedGrid(PassingGrid):
             self._warn_of_evaluation()
             return []
         rounds = self.grid.rounds
-        if self.ended is not None or not rounds or rounds[-1].number not in self.evaluating.rounds:
+        if (
+            self.ended is not None
+            or not rounds.count
+            or rounds.newest[-1].number not in self.evaluating.rounds
+        ):
             return []
         return _evaluate(self.evaluating, self.grid, self.privacy.ledger, messages, timeout)
 
     def _end(self, reason: str) -> list[Message]:
         """End the run and return no replies, so that the model stays; refuse a strategy that had no round."""
         self.ended = reason
-        if len(self.grid.rounds) == self.start_round:  # Flower would return an empty model
+        if self.grid.rounds.count == self.start_round:  # Flower would return an empty model
             raise Refusal("num_rounds", "none is left for this strategy", reason)
         logger.error("the run ends here: %s; the model stays unchanged", reason)
         return []
@@ -346,12 +350,11 @@ class ProtectedGrid(PassingGrid):
 
     def _silence_reason(self) -> str | None:
         """Return why the run ends if no client answered for more rounds than empty draws explain; else None."""
-        patience = self._patience()
-        last = self.grid.rounds[-patience:]
-        if len(last) < patience or any(each.replies for each in last):
+        silent = self.grid.rounds.silent
+        if silent.count < self._patience():
             return None
-        reasons = sorted({reason for each in last for reason in each.dropped})
-        first, end = last[0].number, last[-1].number
+        reasons = sorted(silent.reasons)
+        first, end = silent.first, self.grid.rounds.newest[-1].number
         rounds = f"round {end}" if first == end else f"rounds {first} to {end}"
         return (
             f"no client answered in {rounds} ({', '.join(reasons) or 'nobody was drawn'}): read a client's log for "

@@ -31,7 +31,7 @@ from .accounts import MECHANISM, SumAccount, account_of
 from .noise_rows import create_rows
 from .open_sum import OpenSums
 from .participants import Participants
-from .round_terms import DEFAULT_TERMS, Answers, Round, Sum, SumPrivacy, SumTerms, expand_mean
+from .round_terms import DEFAULT_TERMS, Answers, Results, Sum, SumPrivacy, SumTerms, expand_mean
 
 if TYPE_CHECKING:
     from .masked_sums import MaskedSums
@@ -106,7 +106,7 @@ class PrivateGrid(PassingGrid):
         self.steps: Steps = {}
         self._counts_are_public = privacy is None or masking is not None  # masked sums need no secret draw
         self.current_cohort: list[int] = []
-        self.rounds: list[Round] = []
+        self.rounds = Results()
         self.released: ReleasedSum | None = None
         self.exhausted: BudgetExhausted | None = None
 
@@ -189,7 +189,7 @@ class PrivateGrid(PassingGrid):
 
         With a secret draw this is revealed only if no client ever answered: then no round contains any data.
         """
-        is_public = self._counts_are_public or not any(result.replies for result in self.rounds)
+        is_public = self._counts_are_public or not self.rounds.answered
         return is_public and self.participants.all_among(self._declined)
 
     @property
@@ -198,8 +198,10 @@ class PrivateGrid(PassingGrid):
 
         Fewer, such as owners who have not yet accepted a lost log, or one client that lies, end no run.
         """
-        count = sum(result.dropped.get(FORKED_REASON, 0) for result in self.rounds[-1:])
-        return 2 * count > len(self.current_cohort) and not any(result.replies for result in self.rounds)
+        if not self.rounds.count:
+            return False
+        count = self.rounds.newest[-1].dropped.get(FORKED_REASON, 0)
+        return 2 * count > len(self.current_cohort) and not self.rounds.answered
 
     def skip_to(self, number: int, choices: Choices | None = None) -> None:
         """Continue after round `number`, which an earlier process finished, with the resulting choices.
@@ -265,11 +267,11 @@ class PrivateGrid(PassingGrid):
         result, mean = self._sums.sum(self.current_cohort, sum_request, timeout, self._draw_ahead)
         arm = self.participants.arm
         choices = self.account.round_choices
-        self.rounds.append(replace(result, choices=choices, arm=arm.number if arm else None))
+        self.rounds.add(replace(result, choices=choices, arm=arm.number if arm else None))
         if not result.replies and result.dropped.keys() == {BUDGET_REASON}:
             self._spent.update(self.current_cohort)
         # Members decline subsets of a cohort that are too small for their policies; a search then takes larger ones.
-        searches = any(each.untrue for each in self.rounds)
+        searches = self.rounds.untrue
         if not result.replies and not searches and result.dropped and result.dropped.keys() <= POLICY_REASONS:
             self._declined.update(self.current_cohort)
         self._finished = number

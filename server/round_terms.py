@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from ..messages.wire import Layout
 
+NEWEST = 64  # results of rounds that are kept
 Summand = TypeVar("Summand", Vector, float)
 
 
@@ -121,6 +123,57 @@ class Round:
     message_bytes: tuple[int, int] | None = None
     arm: int | None = None
     virtual_time: float = 0.0
+
+
+@dataclass
+class Streak:
+    """Rounds in a row with one outcome: how many, the first one's number, and why clients dropped out in them."""
+
+    count: int = 0
+    first: int = 0
+    reasons: set[str] = field(default_factory=set[str])
+
+    def add(self, result: Round, continues: bool) -> None:
+        """Count a round that has the outcome; end the streak at one that has not."""
+        if not continues:
+            self.count, self.reasons = 0, set()
+            return
+        self.first = self.first if self.count else result.number
+        self.count += 1
+        self.reasons |= result.dropped.keys()
+
+
+@dataclass
+class Results:
+    """Results of a process's rounds: the newest, and what all of them say; its size does not grow with a run.
+
+    Attributes:
+      count: number of all rounds.
+      newest: the last `NEWEST` rounds, the last one at the end.
+      answered: whether a sum of any round had a reply in it.
+      untrue: whether the sum of any round was untrue.
+      reasons: for which a client dropped out of any round.
+      abandoned: the last rounds, all of which were abandoned.
+      silent: the last rounds, all of which were without a reply.
+    """
+
+    count: int = 0
+    newest: deque[Round] = field(default_factory=lambda: deque[Round](maxlen=NEWEST))
+    answered: bool = False
+    untrue: bool = False
+    reasons: set[str] = field(default_factory=set[str])
+    abandoned: Streak = field(default_factory=Streak)
+    silent: Streak = field(default_factory=Streak)
+
+    def add(self, result: Round) -> None:
+        """Add the next round."""
+        self.count += 1
+        self.newest.append(result)
+        self.answered |= result.replies > 0
+        self.untrue |= result.untrue
+        self.reasons |= result.dropped.keys()
+        self.abandoned.add(result, result.abandoned)
+        self.silent.add(result, not result.replies)
 
 
 def describe_failure(result: Round, with_counts: bool) -> str:

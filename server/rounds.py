@@ -141,22 +141,22 @@ def _without_clients(grid: PrivateGrid, state: State) -> Ending | None:
 
 def _abandonment(grid: PrivateGrid, pace: Pace) -> str | None:
     """Return why the run fails if too many rounds in a row were abandoned, or None."""
-    last = grid.rounds[-pace.patience :]
-    if not 0 < pace.patience <= len(last) or not all(result.abandoned for result in last):
+    abandoned = grid.rounds.abandoned
+    if not 0 < pace.patience <= abandoned.count:
         return None
-    reasons = sorted({reason for result in last for reason in result.dropped})
-    return f"{len(last)} rounds in a row were abandoned ({', '.join(reasons) or 'nobody was drawn'})"
+    reasons = ", ".join(sorted(abandoned.reasons)) or "nobody was drawn"
+    return f"{abandoned.count} rounds in a row were abandoned ({reasons})"
 
 
 def _ending(grid: PrivateGrid, state: State) -> Ending:
     """Return the ending of a run that was not stopped: failed if clients were invited and none replied."""
-    reasons = {reason for result in grid.rounds for reason in result.dropped}
-    if not reasons or any(result.replies for result in grid.rounds):
+    reasons = grid.rounds.reasons
+    if not reasons or grid.rounds.answered:
         return Ending(Status.COMPLETED, f"{state.round} rounds", state)
     if reasons == {BUDGET_REASON}:
         return Ending(Status.EXHAUSTED, SPENT, state)
     listed = ", ".join(sorted(reasons))
-    if any(result.untrue for result in grid.rounds):
+    if grid.rounds.untrue:
         return Ending(Status.FAILED, f"no sum was valid ({listed})", state)
     return Ending(Status.FAILED, f"no client ever replied ({listed})", state)
 
@@ -189,7 +189,7 @@ def _run_round(grid: PrivateGrid, loop: Loop, state: State) -> tuple[State, Endi
     state = replace(state, choices=grid.choices, average=average)
     if arm is not None:
         state = _record_trial(state, arm.number, loop)
-    return state, loop.after_round(state, grid.rounds[-1], partial(loop.evaluate, merged, number))
+    return state, loop.after_round(state, grid.rounds.newest[-1], partial(loop.evaluate, merged, number))
 
 
 def _record_trial(state: State, arm: int, loop: Loop) -> State:

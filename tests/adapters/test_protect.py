@@ -101,7 +101,7 @@ def test_held_out_data_are_measured_only_if_they_are_public(strategy: type[FedAv
             strategy().start(grid=protected, initial_arrays=start, num_rounds=1, evaluate_fn=measured)
         with pytest.raises(Refusal, match="evaluate_fn"):
             strategy().start(protected, start, 1, 3600, None, None, measured)
-        assert not protected.grid.rounds
+        assert not protected.grid.rounds.count
     assert strategy.start is own
     with protect(grid_of(), **TERMS, held_out="public") as protected:
         result = strategy().start(protected, start, num_rounds=1, evaluate_fn=measured)
@@ -126,7 +126,7 @@ def test_a_strategy_that_a_sum_cannot_serve_does_not_start(strategy: Strategy, s
     with protect(grid_of(), **TERMS) as protected:
         with pytest.raises(Refusal, match=said):
             strategy.start(protected, ArrayRecord({"w": Array(np.zeros(2, np.float32))}), num_rounds=1)
-        assert not protected.grid.rounds
+        assert not protected.grid.rounds.count
 
 
 @pytest.mark.parametrize("strategy", [FedAvg, FedAdam])
@@ -246,7 +246,7 @@ def test_a_cap_of_the_owner_holds_for_records_too(caplog: pytest.LogCaptureFixtu
     """All rounds are planned within it; records pay for each as for half its noise."""
     set_cap(default_folder(), Cap("all", 2.0, 1e-3))
     _, protected = run(grid_of(), accept_vacuous=True)
-    assert len(protected.grid.rounds) == 3 and protected.ended is None
+    assert protected.grid.rounds.count == 3 and protected.ended is None
     assert protected.budget.target_epsilon == 2.0
     ledger = protected.privacy.ledger
     (shared,) = ledger.shared
@@ -271,7 +271,7 @@ def test_rounds_that_records_cannot_pay_for_are_refused_before_any() -> None:
         for entry in read_entries(each)
     )
     _, protected = run(grid_of(), budget=replace(BUDGET, target_epsilon=at_most), accept_vacuous=True)
-    assert len(protected.grid.rounds) == 3 and protected.ended is None
+    assert protected.grid.rounds.count == 3 and protected.ended is None
 
 
 # --- the rounds ---------------------------------------------------------------------------------------------------
@@ -300,12 +300,14 @@ def test_list_of_answering_clients_is_for_the_operator_alone(
     assert told[-1].startswith("round 3: ") and "of 8 at delta 0.01" in told[-1]
     assert all(f"{cohort.expected_size(40):g} clients planned; epsilon" in line for line in told)
     assert not any(word in line for line in told for word in ("invited", "replied", "failed"))
-    assert [row["invited"] for row in operators(home)] == [done.invited for done in protected.grid.rounds]
+    assert [row["invited"] for row in operators(home)] == [
+        done.invited for done in protected.grid.rounds.newest
+    ]
 
 
 def test_rounds_beyond_the_budget_leave_the_model_and_say_why(caplog: pytest.LogCaptureFixture) -> None:
     result, protected = run(grid_of(), rounds=6)
-    assert len(protected.grid.rounds) == 3 and len(result.train_metrics_clientapp) == 3
+    assert protected.grid.rounds.count == 3 and len(result.train_metrics_clientapp) == 3
     assert protected.ended is not None and protected.ended.startswith("the client budget is spent")
     assert lines(caplog)[3:] == [f"the run ends here: {protected.ended}; the model stays unchanged"]
 
@@ -316,7 +318,7 @@ def test_a_strategy_that_finds_no_round_left_returns_no_empty_model() -> None:
         for _ in range(2):
             with pytest.raises(Refusal, match="none is left for this strategy': the client budget is spent"):
                 FedAdam().start(protected, first.arrays, num_rounds=1)
-    assert len(protected.grid.rounds) == 3
+    assert protected.grid.rounds.count == 3
 
 
 @pytest.mark.parametrize("cohort", [All(), Poisson(0.5)])
@@ -332,14 +334,14 @@ def test_run_without_answers_keeps_the_last_model(
 ) -> None:
     result, protected = run(grid_of(lambda number: number < 2), rounds=3)
     assert protected.ended is not None and "no client answered in round 2 (failed)" in protected.ended
-    assert len(protected.grid.rounds) == 2 and list(result.train_metrics_clientapp) == [1]
+    assert protected.grid.rounds.count == 2 and list(result.train_metrics_clientapp) == [1]
     assert any("the run ends here: no client answered" in line for line in lines(caplog))
 
 
 def test_a_draw_of_nobody_does_not_end_a_run() -> None:
     """Four clients a round: nobody is drawn once in 70 rounds, so that an end after one would tell of the draw."""
     _, protected = run(grid_of(lambda number: number != 2), cohort=Poisson(0.1), accept_vacuous=True)
-    assert protected.ended is None and len(protected.grid.rounds) == 3
+    assert protected.ended is None and protected.grid.rounds.count == 3
 
 
 def test_clients_are_not_sent_evaluations_and_the_log_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -402,7 +404,7 @@ def test_evaluations_are_charged_within_the_budget(home: Path) -> None:
     assert set(result.evaluate_metrics_clientapp) <= {
         3
     }  # in one run of some twenty its noise leaves nothing to say
-    assert len(protected.grid.rounds) == 3
+    assert protected.grid.rounds.count == 3
     (path,) = ledgers(default_folder())
     reserved = reservations(path)
     assert [each.get("kind") for each in reserved] == [None, None, None, "question"]

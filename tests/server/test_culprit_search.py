@@ -268,8 +268,8 @@ def test_a_round_in_parts_is_charged_once(monkeypatch: pytest.MonkeyPatch, tmp_p
         start = {name: np.full(shape, 0.5, np.float32) for name, shape in LAYOUT.items()}
         loop = Loop([make_strategy("fedavg", {})], 4, lambda *_: {}, lambda *_: None, lambda _: {})
         run_rounds(grid, loop, State(0, start, {}))
-        assert [done.untrue for done in grid.rounds] == [True] * 4
-        assert [done.abandoned for done in grid.rounds] == [True, True, False, False]
+        assert [done.untrue for done in grid.rounds.newest] == [True] * 4
+        assert [done.abandoned for done in grid.rounds.newest] == [True, True, False, False]
         assert [event.count for event in ledger.events(Adversary.MODEL)] == [4]
         assert set(grid.participants.grid.trained.values()) == {4}
 

@@ -111,7 +111,7 @@ def test_answering_canaries_are_weighed_and_not_in_the_model(tmp_path: Path) -> 
             messages = strategy.configure_train(1, start, ConfigRecord(), grid)
             arrays, _ = strategy.aggregate_train(1, grid.send_and_receive(messages))
             assert arrays is not None and grid.released is not None
-            assert (grid.rounds[0].invited, grid.rounds[0].replies) == (5, 5)
+            assert (grid.rounds.newest[0].invited, grid.rounds.newest[0].replies) == (5, 5)
             models.append(view(arrays["w"]))
             weighed.append(np.concatenate(grid.released.layers))
     assert np.array_equal(*models)

@@ -104,7 +104,7 @@ def test_a_dropped_client_is_a_zero_under_the_fixed_denominator(ledger: Ledger) 
     grid.participants.grid = InProcessGrid(app, CLIENTS, {})
     arrays, _ = one_round(grid, make_strategy("fedavg", {}), memory_arrays(START))
     np.testing.assert_allclose(view(arrays["w"]), 0.6, atol=5e-3)
-    assert grid.rounds[0].dropped == {"failed": CLIENTS // 2}
+    assert grid.rounds.newest[0].dropped == {"failed": CLIENTS // 2}
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES.keys() - {"auto", "custom"}))
@@ -145,7 +145,7 @@ def test_a_strategy_that_tells_clients_apart_is_refused() -> None:
 def test_an_empty_cohort_still_releases_noise_and_is_charged(ledger: Ledger) -> None:
     grid = grid_of(Poisson(1e-9), ledger, noise=1.0, clip=1.0)
     arrays, _ = one_round(grid, make_strategy("fedavg", {}), memory_arrays(START))
-    assert grid.rounds[0].invited == 0
+    assert grid.rounds.newest[0].invited == 0
     assert not np.array_equal(view(arrays["w"]), START["w"])
     assert len(ledger.events(Adversary.MODEL)) == 1
 
@@ -179,7 +179,7 @@ def test_a_spent_budget_stops_before_the_round_and_the_model_stays(tmp_path: Pat
         strategy = make_strategy("fedavg", {})
         result = strategy.start(grid, memory_arrays(START), num_rounds=5)
         assert isinstance(grid.exhausted, BudgetExhausted)
-        assert len(grid.rounds) == 1
+        assert grid.rounds.count == 1
         assert view(result.arrays["w"]).shape == (4, 3)
         assert small.epsilon() <= 3.0
         with pytest.raises(BudgetExhausted):
@@ -314,5 +314,7 @@ def test_a_run_is_in_vain_once_every_owners_policy_has_refused(ledger: Ledger) -
             grid.participants.grid = InProcessGrid(app, CLIENTS, {})
             one_round(grid, make_strategy("fedavg", {}), memory_arrays(START))
             assert grid.all_declined == all_refuse
-            grid.rounds[0] = replace(grid.rounds[0], replies=1)  # with data of somebody, of a secret draw
+            grid.rounds.add(
+                replace(grid.rounds.newest[0], replies=1)
+            )  # with data of somebody, of a secret draw
             assert grid.all_declined == (all_refuse and own is None)

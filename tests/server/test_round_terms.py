@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Callable, Iterable
-from itertools import pairwise
+from dataclasses import replace
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from hypothesis import given
+from hypothesis import strategies as st
 from shared.runs import reservations
 
 from fedveil.client.private_update import private_update
@@ -22,7 +25,7 @@ from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import Segment
 from fedveil.server.participants import Participants
 from fedveil.server.private_grid import PrivateGrid
-from fedveil.server.round_terms import SumPrivacy, SumTerms
+from fedveil.server.round_terms import NEWEST, Results, Round, SumPrivacy, SumTerms
 from fedveil.simulations.in_process import InProcessGrid
 from fedveil.strategies.cohorts import All
 from fedveil.strategies.registry import make_strategy
@@ -30,6 +33,40 @@ from fedveil.strategies.registry import make_strategy
 CLIENTS, COORDINATES, NOISE = 20, 20_000, 1.0
 FAST = AdaptiveClipping(learning_rate=1.0)  # a norm that moves by up to e^0.5 in a round
 LOSS = Segment("loss", 5.0)
+
+
+ROUNDS = st.lists(
+    st.builds(
+        Round,
+        st.just(0),
+        st.just(3),
+        st.integers(0, 2),
+        st.dictionaries(st.sampled_from(["late", "failed"]), st.integers(1, 3)),
+        abandoned=st.booleans(),
+        untrue=st.booleans(),
+    ),
+    max_size=2 * NEWEST,
+)
+
+
+@given(ROUNDS)
+def test_results_say_what_all_rounds_say(drawn: list[Round]) -> None:
+    rounds = [replace(each, number=number) for number, each in enumerate(drawn, 1)]
+    results = Results()
+    for each in rounds:
+        results.add(each)
+    assert (results.count, [*results.newest]) == (len(rounds), rounds[-NEWEST:])
+    assert results.answered == any(each.replies for each in rounds)
+    assert results.untrue == any(each.untrue for each in rounds)
+    assert results.reasons == {reason for each in rounds for reason in each.dropped}
+    for streak, belongs in (
+        (results.abandoned, lambda each: each.abandoned),
+        (results.silent, lambda each: not each.replies),
+    ):
+        last = [*takewhile(belongs, reversed(rounds))]
+        assert streak.count == len(last)
+        assert streak.reasons == {reason for each in last for reason in each.dropped}
+        assert not last or streak.first == last[-1].number
 
 
 def app_of(length: Callable[[int], float]) -> ClientApp:
@@ -80,14 +117,14 @@ def test_noise_and_clip_are_those_of_the_round_and_not_of_the_next(ledger: Ledge
     grid = grid_of(SumPrivacy(plan_of(), ledger, 0.02, Adaptation(FAST)), lambda _: length)
     for number in (1, 2, 3):
         noised = released(grid, number)
-        choices = grid.rounds[-1].choices
+        choices = grid.rounds.newest[-1].choices
         assert choices is not None
         assert math.isclose(noised[1:].std(), NOISE * choices.clipping_norm, rel_tol=0.03)
         if length:
             share = 0.02 + FAST.bit(NOISE, CLIENTS).share  # type: ignore[operator]
             clipped = CLIENTS * choices.clipping_norm * math.sqrt(1 - share)
             assert abs(noised[0] - clipped) < 5 * NOISE * choices.clipping_norm
-    norms = [done.choices.clipping_norm for done in grid.rounds if done.choices]
+    norms = [done.choices.clipping_norm for done in grid.rounds.newest if done.choices]
     fell = [after < before for before, after in pairwise(norms)]
     assert fell == [not length] * 2
     assert len(set(norms)) == 3
@@ -117,11 +154,11 @@ def test_noise_from_losses_passes_the_filter_to_the_last_round(ledger: Ledger, t
     noise = AdaptiveNoise(plan, budget, "loss")
     grid = grid_of(SumPrivacy(plan, ledger, 0.02, Adaptation(FAST, noise)), lambda _: 0.3)
     sums = [released(grid, number) for number in (1, 2, 3, 4)]
-    multipliers = [done.choices.noise_multiplier for done in grid.rounds if done.choices]
+    multipliers = [done.choices.noise_multiplier for done in grid.rounds.newest if done.choices]
     saving = int(LATEST * 4)
     assert multipliers[:saving] == [SAVING * plan.noise_multiplier] * saving  # type: ignore[operator]
     assert multipliers[-1] < plan.noise_multiplier  # type: ignore[operator]
-    for done, noised in zip(grid.rounds, sums, strict=True):
+    for done, noised in zip(grid.rounds.newest, sums, strict=True):
         assert done.choices is not None
         std = done.choices.noise_multiplier * done.choices.clipping_norm
         assert math.isclose(noised[1:].std(), std, rel_tol=0.03)

@@ -110,10 +110,10 @@ def test_below_the_quorum_nothing_is_released_and_reservations_stay(
 ) -> None:
     grid = private(AskedOnly(shifting(set(range(down))), CLIENTS, {}), All(), ledger, Answers(quorum=5))
     ending = rounds(grid, 2)
-    assert [done.abandoned for done in grid.rounds] == [abandoned] * 2
+    assert [done.abandoned for done in grid.rounds.newest] == [abandoned] * 2
     assert bool(np.any(ending.state.arrays["w"])) is not abandoned
-    assert [done.replies for done in grid.rounds] == [CLIENTS - down] * 2
-    assert grid.rounds[0].dropped == {"failed": down}
+    assert [done.replies for done in grid.rounds.newest] == [CLIENTS - down] * 2
+    assert grid.rounds.newest[0].dropped == {"failed": down}
     assert ledger.events(Adversary.MODEL) == [SelfComposedDpEvent(GaussianDpEvent(NOISE), 2)]
     expected = "reserved" if abandoned else "committed"
     assert str(ledger.state(("run", 1, "private_sum"))) == expected
@@ -134,7 +134,9 @@ def test_an_exchange_ends_when_enough_have_answered() -> None:
     grid = private(inner, All(), None, Answers(enough=4))
     rounds(grid, 1)
     assert inner.asked == 6
-    assert grid.rounds[0].dropped == {"failed": 2, "not needed": 4} and grid.rounds[0].replies == 4
+    assert (
+        grid.rounds.newest[0].dropped == {"failed": 2, "not needed": 4} and grid.rounds.newest[0].replies == 4
+    )
 
 
 def test_encrypted_exchange_ends_with_enough_answers_to_open_the_sum() -> None:
@@ -189,7 +191,7 @@ def test_the_invited_are_accounted_and_the_planned_are_divided_by(ledger: Ledger
     grid = private(AskedOnly(shifting(), CLIENTS, {}), everybody, ledger, Answers())
     grid._randomness = Randomness(1)
     assert rounds(grid, 1).state.arrays["w"].mean() > 0.5  # ten halves of ones, divided by five, and noise
-    assert grid.rounds[0].invited == CLIENTS
+    assert grid.rounds.newest[0].invited == CLIENTS
     assert ledger.events(Adversary.MODEL) == [GaussianDpEvent(NOISE)]
 
 

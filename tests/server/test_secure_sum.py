@@ -448,7 +448,7 @@ def test_a_sum_that_cannot_be_true_stays_charged_and_leaves_the_model(
             ),
             State(0, start, {}),
         )
-        assert [done.untrue for done in grid.rounds] == [True, True]
+        assert [done.untrue for done in grid.rounds.newest] == [True, True]
         assert all(np.array_equal(ending.state.arrays[name], start[name]) for name in LAYOUT)
         assert [event.count for event in ledger.events(Adversary.MODEL)] == [2]
         assert (ending.status, ending.reason) == (Status.FAILED, f"no sum was valid ({UNTRUE})")
