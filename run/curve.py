@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from ..base.charts import Caption, Chart, Line, Mark, document
 from ..base.durable_files import replace_file
 from ..configs.round_line import AT_CLIENTS, main_metric
 
-Rows = Sequence[Mapping[str, Any]]
+Rows = Iterable[Mapping[str, Any]]
 LOOKS = {
     "client": "epsilon",
     "record": "epsilon record",

@@ -11,7 +11,7 @@ would hold the rate back.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -130,7 +130,7 @@ def _within_noise(settings: SimulationSettings, task: Task, num_clients: int) ->
     return records / (settings.num_rounds * noise * math.sqrt(directions))  # N / (R k sqrt(p))
 
 
-def rise_of(rows: Sequence[Mapping[str, Any]], settings: SimulationSettings) -> str | None:
+def rise_of(rows: Iterable[Mapping[str, Any]], settings: SimulationSettings) -> str | None:
     """Return a sentence on a loss that was above its lowest in at least half of the rounds, with the remedy; else None.
 
     Args:

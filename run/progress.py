@@ -25,11 +25,11 @@ from ..server.round_terms import Round
 from ..strategies.cohorts import in_arm, invited_size
 from ..tasks.arrays import holds_arrays, read_arrays
 from .callbacks import RoundEnd, frozen, read_only_model
-from .files import BLAME, METRICS, OPERATOR
+from .files import BLAME, OPERATOR
 from .observer import Observer
 from .prepared_run import Run
 from .record_ledgers import RecordMeter
-from .round_lines import forget_rounds_after, metric_means, tell_operator
+from .round_lines import History, forget_rounds_after, metric_means, tell_operator
 from .run_files import read_rows
 
 
@@ -42,7 +42,7 @@ class Progress:
       state: state after the last finished round.
       observer: observer of the run's released sums.
       meter: meter of record-level loss.
-      history: the finished rounds, as in the file METRICS.
+      history: the finished rounds' lines of METRICS.
       tally: counts this process's bytes to and from the clients.
       reported_bytes: the part of them in recorded rounds.
       before: traffic of earlier processes' rounds.
@@ -54,7 +54,7 @@ class Progress:
     state: State
     observer: Observer
     meter: RecordMeter
-    history: list[dict[str, Any]]
+    history: History
     tally: Tally = field(default_factory=Tally)
     reported_bytes: Carried = NOTHING
     before: Carried = NOTHING
@@ -84,7 +84,7 @@ def read_progress(
             raise Refusal("resume", str(folder), "its checkpoint holds another model; start a new run")
         state = _restored(run, strategies, list(arrays))
     forget_rounds_after(folder, state.round)
-    history = read_rows(folder / METRICS, state.round)
+    history = History(folder, state.round)
     rows = read_rows(folder / OPERATOR) or history
     before = sum((Carried(**row["bytes"]) for row in rows if row.get("bytes")), start=NOTHING)
     audit = run.checkpoint.audit

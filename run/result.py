@@ -36,7 +36,7 @@ from .manifest import TASK_FILES, manifest_of, write_manifest
 from .prepared_run import Run
 from .progress import Progress, save
 from .report import encryption, record_by_sums, spent, versions
-from .round_lines import drops_in, members_in, tell_operator
+from .round_lines import History, RoundsOfArm, drops_in, members_in, tell_operator
 from .run_files import TOTALS
 from .tuning import tuning_result
 
@@ -210,10 +210,9 @@ def _rosters(run: Run) -> list[dict[str, Any]]:
     return roster_rows(run.folder, names=not run.federation.mode.hides_counts)
 
 
-def _rounds_of_model(history: list[dict[str, Any]], state: State) -> list[dict[str, Any]]:
+def _rounds_of_model(history: History, state: State) -> RoundsOfArm:
     """Return the rounds that led to the model; with arms, those of the winner, or of the last arm."""
-    arm = state.winner or history[-1].get("arm")
-    return [row for row in history if row.get("arm") in (None, arm)]
+    return RoundsOfArm(history, state.winner or history[-1].get("arm"))
 
 
 def write_results(progress: Progress, state: State, result: dict[str, Any], title: str) -> None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 from ..base.durable_files import open_for_owner, replace_file
 from ..configs.round_line import AT_CLIENTS
 from .callbacks import RoundEnd, RunEnd, RunStart
 from .files import METRICS, OPERATOR
-from .run_files import read_rows
+from .run_files import read_rows, rows_in
 
 LOW, HIGH = "/low", "/high"  # suffixes of an interval's ends in the names of an evaluation's figures
 Row = Mapping[str, Any]
@@ -39,6 +40,60 @@ class Lines:
         """Do nothing: every line is written."""
 
 
+class History(Sequence[dict[str, Any]]):
+    """Lines of the finished rounds, read from METRICS each time; only the last is in memory, since it may not be written yet.
+
+    Args:
+      folder: folder of the run.
+      last: number of the last round that counts; later lines were left by a crash.
+    """
+
+    def __init__(self, folder: Path, last: int) -> None:
+        self._path, self._count, self._last = folder / METRICS, 0, dict[str, Any]()
+        for row in rows_in(self._path):
+            if row["round"] <= last:
+                self.append(row)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add the line of the next round, which the caller writes to the file before it adds another."""
+        self._count, self._last = self._count + 1, row
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield the lines in their order."""
+        if self._count:
+            yield from islice(rows_in(self._path), self._count - 1)
+            yield self._last
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        """Return one line, or those of a slice; every one but the last is read from the file."""
+        if self._count and index in (-1, self._count - 1):
+            return self._last
+        return list(self)[index]
+
+
+@dataclass(frozen=True)
+class RoundsOfArm(Iterable[Row]):
+    """Lines of the rounds of one arm and of those without any, read anew by each loop over them.
+
+    Attributes:
+      rows: lines of all rounds.
+      arm: number of the arm; None for the rounds without any.
+    """
+
+    rows: Iterable[Row]
+    arm: int | None
+
+    def __iter__(self) -> Iterator[Row]:
+        return (row for row in self.rows if row.get("arm") in (None, self.arm))
+
+
 def tell_operator(folder: Path, row: Row) -> None:
     """Append a line to OPERATOR, which only a trusted server's operator may read."""
     with open_for_owner(folder / OPERATOR) as file:
@@ -61,7 +116,7 @@ def _text(rows: Sequence[Row]) -> bytes:
     return "".join(json.dumps(row, allow_nan=False, default=dict) + "\n" for row in finite).encode()
 
 
-def drops_in(rows: Sequence[Row]) -> dict[str, int]:
+def drops_in(rows: Iterable[Row]) -> dict[str, int]:
     """Return how many clients were dropped in all of these rounds, by the reason."""
     total: Counter[str] = Counter()
     for row in rows:
@@ -69,7 +124,7 @@ def drops_in(rows: Sequence[Row]) -> dict[str, int]:
     return dict(sorted(total.items()))
 
 
-def members_in(rows: Sequence[Row], column: Literal["blamed", "suspected"]) -> dict[str, list[str]]:
+def members_in(rows: Iterable[Row], column: Literal["blamed", "suspected"]) -> dict[str, list[str]]:
     """Return the protocol violations of members by name, one per round, or the reasons to suspect them of spoiling sums."""
     texts: dict[str, list[str]] = {}
     for row in rows:

@@ -341,9 +341,7 @@ class _Rounds:
             ending = self._obey(progress.observer.resume(progress.state))
             if progress.run.spent and not ending:
                 self._evaluate_last(loop.pace)
-            started = _start_of(progress)
-            for each in self.callbacks:
-                each.start(started)
+            self._start()
             return ending or run_rounds(self.grid, loop, progress.state)
         except LedgerUnavailable as problem:
             last = progress.state
@@ -353,13 +351,19 @@ class _Rounds:
         except OSError as problem:
             return Ending(Status.FAILED, cannot_write(progress, problem), progress.state)
 
+    def _start(self) -> None:
+        """Call the callbacks with the run's start, which has the lines of all rounds and is not kept."""
+        start = _start_of(self.progress)
+        for each in self.callbacks:
+            each.start(start)
+
     def count_earlier(self) -> None:
         """Draw the cohorts of the finished rounds of a seeded run again, to count how often each client took part."""
         progress, state = self.progress, self.progress.state
         self.grid.skip_to(state.round, state.choices)
-        for number in range(1, state.round + 1):
+        for number, row in enumerate(progress.history, 1):
             cohort = progress.meter.clients(self.grid.participants, self.grid.draw(number))
-            progress.meter.add(self._charged(number, cohort, progress.history[number - 1]["replies"]))
+            progress.meter.add(self._charged(number, cohort, row["replies"]))
 
     def ready(self, stop: threading.Event) -> str | None:
         """Wait until the next round may begin, with the clients of that time; return why it may not, or None."""
@@ -441,12 +445,12 @@ class _Rounds:
 
     def _evaluate_last(self, pace: Pace) -> None:
         """Evaluate the last model of a run whose remaining rounds cannot be paid: this was planned, and is paid for."""
-        last, federation = self.progress.history[-1:], self.progress.run.federation
-        is_due = last and "evaluation" not in last[0] and federation.settings.query_fields
+        history, federation = self.progress.history, self.progress.run.federation
+        is_due = history and "evaluation" not in history[-1] and federation.settings.query_fields
         if not is_due or pace.ready(threading.Event()) is not None:
             return
         if (answer := self._answer_after(self.progress.state, is_last=True)) is not None:
-            last[0].update({**metric_means(answer), "evaluation": answer})
+            history[-1].update({**metric_means(answer), "evaluation": answer})
 
     def _obey(self, demand: Demand) -> Ending | None:
         """Scale the noise of later rounds as an observer demands; return the run's ending, if it is to end."""
@@ -465,7 +469,7 @@ def _start_of(progress: Progress) -> RunStart:
         num_rounds=federation.settings.steps,  # with those of the arms
         budgets=frozen({"client": None, "record": None, **targets}),
         config=frozen(publishable_keys(federation.settings.source)),
-        rows=frozen(progress.history),
+        rows=frozen([*progress.history]),
         audit=progress.observer.line,
     )
 

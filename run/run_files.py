@@ -34,18 +34,22 @@ Fields = Mapping[str, Any]
 
 def read_rows(path: Path, last: float = math.inf) -> list[dict[str, Any]]:
     """Return the rounds in a file up to `last` or to the first line truncated by a crash; none without a file."""
-    rows: list[dict[str, Any]] = []
+    return [row for row in rows_in(path) if row["round"] <= last]
+
+
+def rows_in(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rounds in a file, one after the other, up to the first line truncated by a crash; none without a file."""
     if not path.is_file():
-        return rows
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            break
-        if not isinstance(row, dict) or not isinstance(cast("Mapping[str, Any]", row).get("round"), int):
-            break
-        rows.append(cast("dict[str, Any]", row))
-    return [row for row in rows if row["round"] <= last]
+        return
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                return
+            if not isinstance(row, dict) or not isinstance(cast("Mapping[str, Any]", row).get("round"), int):
+                return
+            yield cast("dict[str, Any]", row)
 
 
 @dataclass(frozen=True)
