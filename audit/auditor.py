@@ -6,7 +6,7 @@ Its inputs are releases, canaries' seeds, and planted data. So it costs no priva
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 CLEAN = 0.05  # a round none of whose p-values is below this gives no reason to suspect it
 BOOKED = 0.99  # least share of the recomputed cost that the ledger must count: two accounts round differently
-FIRST_ROWS = 64  # initial capacity in rows
 ACTING = (Level.RED, Level.YELLOW)  # the levels on which a run acts
 
 Arrays = Mapping[str, NDArray[np.generic]]
@@ -77,8 +76,8 @@ class Auditor:
     raised: list[Raised] = field(default_factory=list[Raised])
     memorised: Sequence[MemorisationResult] = ()
     energy: Sums = field(default_factory=lambda: np.zeros(2))
-    _buffer: Rows = field(init=False, repr=False)  # the rows, and spare capacity
-    _count: int = 0  # rows in the buffer
+    _row: Rows = field(init=False, repr=False)  # the last one; before the first, an empty one of round 0
+    _count: int = 0  # rows that were judged
     # Sums over the rows since the last alarm of a test, or since its last red one, which together show small effects.
     _noise: Sums = field(default_factory=lambda: np.zeros((2, 1 + 2 * LAYERS)))
     _noise_since_red: Sums = field(default_factory=lambda: np.zeros((2, 1 + 2 * LAYERS)))
@@ -86,35 +85,26 @@ class Auditor:
     _alarm_state: AlarmState = field(init=False)
 
     def __post_init__(self) -> None:
-        descriptions = round_rows.row_type(self.terms.canaries).descr
-        self._buffer = np.empty(0, [each for each in descriptions if not each[0].startswith("layer_")])
+        self._row = empty_row(0, self.terms.canaries)
         self._alarm_state = self.terms.alarms()
 
     @property
     def rows(self) -> Rows:
-        """The rows so far, one for each released round, without their layers."""
-        return self._buffer[: self._count]
-
-    def _rows_with(self, row: Rows) -> Rows:
-        """Return the rows and one more, which `_judge` alone counts; the capacity doubles, so few rounds copy all rows."""
-        if self._count == len(self._buffer):
-            more = np.zeros(max(FIRST_ROWS, self._count), self._buffer.dtype)
-            self._buffer = np.concatenate([self._buffer, more])
-        self._buffer[self._count] = row[list(self._buffer.dtype.names or ())]
-        return self._buffer[: self._count + 1]
+        """Rows so far, one for each released round, without their layers, read from the file."""
+        rows = round_rows.read(self.path, self.terms.canaries, layers=False)
+        return rows[rows["round"] > 0][: self._count]
 
     def resume(self, last: int, memory: Memory) -> None:
         """Continue after round `last` with the memory of its checkpoint; drop later rows and judge the others again."""
-        rows = round_rows.read(self.path, self.terms.canaries)
-        rows = rows[(rows["round"] > 0) & (rows["round"] <= last)]
-        round_rows.cut(self.path, rows)
-        self.replay(rows)
+        round_rows.cut(self.path, self.terms.canaries, last)
+        self.replay(round_rows.blocks(self.path, self.terms.canaries))
         self.memory = memory
 
-    def replay(self, rows: Rows) -> None:
-        """Judge recorded rows again, which restores the looks, the alarms and the use of alpha."""
-        for row in rows:
-            self._judge(np.asarray(row))
+    def replay(self, blocks: Iterable[Rows]) -> None:
+        """Judge the file's rows again, some at a time, which restores the looks, the alarms and the use of alpha."""
+        for block in blocks:
+            for row in block[block["round"] > 0]:
+                self._judge(np.asarray(row))
 
     def take(self, number: int, released: ReleasedSum | None, arrays: Arrays) -> list[Alarm]:
         """Check the sum of round `number` and the resulting model, append its row, and return the alarms that it raises.
@@ -174,20 +164,21 @@ class Auditor:
 
     def _books_p(self, row: Rows, booked: float) -> float:
         """Return 1 if the ledger's epsilon `booked` covers the cost of `prior` and of the sums since, by their rows, else 0."""
-        rows = self._rows_with(row)
+        rows = self.rows
+        rows = np.append(rows, row[list(rows.dtype.names or ())].astype(rows.dtype))
         rows = rows[rows["round"] > self.start_round]
         return float(booked >= BOOKED * Evidence(self.terms, self.coins, rows).claimed_after(self.prior))
 
     @property
     def _last_round(self) -> int:
         """Number of the last released round; 0 before the first."""
-        return int(self.rows[-1]["round"]) if self._count else 0
+        return int(self._row["round"])
 
     def _judge(self, row: Rows) -> list[Alarm]:
         """Add a row, measure if its round is a planned look, and return the alarms that this raises."""
         number = int(row["round"])
         due = self.terms.due(self._last_round, number)
-        self._count = len(self._rows_with(row))
+        self._row, self._count = row, self._count + 1
         measured = self._measure() if due else None
         if measured is not None:
             self.looks.append(measured)
@@ -242,32 +233,30 @@ class Auditor:
 
     @property
     def is_clean(self) -> bool:
-        """Whether no p-value of the last row, which must exist, is below `CLEAN`; a secret draw's would reveal its size."""
-        row = self.rows[-1]
+        """Whether there is a row, and no p-value of the last one is below `CLEAN`; a secret draw's would reveal its size."""
+        row = self._row
         p_values = [row[name] for name in ("norm_p", "reuse_p", "probe_p", "losses_p", "books_p")]
         for looks in (self.looks, self.record_looks):
             if looks and looks[-1].round == int(row["round"]):
                 p_values += list(looks[-1].p_values.values())
-        return all(math.isnan(p) or p >= CLEAN for p in map(float, p_values))
+        return self._count > 0 and all(math.isnan(p) or p >= CLEAN for p in map(float, p_values))
 
     @property
     def has_probed(self) -> bool:
         """Whether planted data were looked for after the last round."""
-        return self._count > 0 and not all(
-            math.isnan(self.rows[-1][name]) for name in ("probe_p", "losses_p")
-        )
+        return self._count > 0 and not all(math.isnan(self._row[name]) for name in ("probe_p", "losses_p"))
 
     @property
     def p_values(self) -> Mapping[Check, float]:
         """P-values of the free checks of the last round, but that of a secret draw, which reveals its size."""
-        p_values = look_of(self.terms, self.rows[-1], None).p_values if self._count else {}
+        p_values = look_of(self.terms, self._row, None).p_values if self._count else {}
         return {check: p for check, p in p_values.items() if check is not Check.DRAW}
 
     def columns(self, number: int) -> dict[str, Any]:
         """Return the audit's columns for the metrics line of `number`, the last round; none if it released nothing."""
         if self._last_round != number:
             return {}
-        row = self.rows[-1]
+        row = self._row
         columns: dict[str, Any] = {}
         if self.terms.delta:
             columns |= {f"{AUDIT}{name}": float(row[name]) for name in ("norm_p", "reuse_p")}

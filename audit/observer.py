@@ -127,7 +127,7 @@ class RunAudit:
     def _demand(self, state: State, alarms: list[Alarm]) -> Demand:
         """Return what alarms demand after a round; without any, store its model for a rollback if it is not suspicious."""
         if not alarms:
-            if self.on_alarm == "rollback" and self.auditor.rows.size and self.auditor.is_clean:
+            if self.on_alarm == "rollback" and self.auditor.is_clean:
                 _keep_clean(self.run, state)
             return NO_DEMAND
         texts = ", ".join(map(format_alarm, alarms))

@@ -59,14 +59,15 @@ def recompute_audit(folder: Path) -> RecomputedAudit:
     fields = audit_fields(folder)
     terms = read_terms(fields["terms"])
     coins = _coins(folder, terms, fields)
-    rows = round_rows.read(folder / AUDIT_ROWS, terms.canaries)
-    whole = rows[rows["round"] == 0]  # the final model's rows, which `Auditor.end` appended
-    rows = rows[rows["round"] > 0]
+    auditor = Auditor(terms, folder / AUDIT_ROWS, coins=coins)
+    final = None  # row of the whole run, which `Auditor.end` appended
+    for block in round_rows.blocks(folder / AUDIT_ROWS, terms.canaries):
+        auditor.replay([block])
+        whole = block[block["round"] == 0]
+        final = np.asarray(whole[-1]) if len(whole) else final
+    rows = auditor.rows
     if not len(rows):
         raise Refusal("audit", str(folder), "holds no audited round; give the folder of a run that has some")
-    auditor = Auditor(terms, folder / AUDIT_ROWS, coins=coins)
-    auditor.replay(rows)
-    final = np.asarray(whole[-1]) if len(whole) else None
     summary = summarise(Evidence(terms, coins, rows), auditor.raised, final)
     return RecomputedAudit(terms, summary, auditor.raised, str(fields["on_alarm"]), len(rows))
 

@@ -88,8 +88,8 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 103_724,  # with docstrings, comments and blank lines
-    "lines of the core": 63_198,
+    "lines of the package": 103_850,  # with docstrings, comments and blank lines
+    "lines of the core": 63_331,
     "files that know many features": 0,
     "tests of None": 1_463,
     "tests of None on a part's name": 25,
@@ -97,9 +97,9 @@ CEILINGS = {
     "parameters that are tuples": 5,
     "properties that are read for their refusal": 0,
     "names that are participles or adverbs": 7,
-    "files with functions and no test of their name": 191,
+    "files with functions and no test of their name": 190,
     "files that the smallest job loads": 187,
-    "lines that the smallest job loads": 31_876,
+    "lines that the smallest job loads": 31_993,
 }
 SMALLEST = """
 import sys, json

@@ -4,7 +4,7 @@ The file is a sequence of NumPy arrays, each as `numpy.save` writes it without p
 truncated, and the rounds that the run will repeat.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -19,6 +19,7 @@ from ...base.tensor_file import read_npy
 
 # Number of blocks of rounds whose sums are stored: updates change slowly, so a few blocks show as much as all rounds.
 BLOCKS = 16
+BLOCK = 1024  # rows that are read at a time
 LAYERS = 64  # number of the smallest layers, whose energies are stored: a larger one shows missing noise in a single round
 # Results of canary records, see `record_claim`; NaN in rounds without a look.
 RECORDS = ("epsilon", "low", "high", "ceiling", "gaussian", "steinke", "t_p", "accuracy_p")
@@ -67,41 +68,55 @@ def _header(dtype: np.dtype[Any]) -> bytes:
     return file.getvalue()[: -dtype.itemsize]
 
 
-def read(path: Path, canaries: int) -> Rows:
+def read(path: Path, canaries: int, layers: bool = True) -> Rows:
     """Return the rows of a file, in the order of their rounds; none where there is no file.
+
+    Args:
+      path: of the file, which may be missing.
+      canaries: how many the audit has.
+      layers: whether rows have what they say by layer, which is four fifths of one without canaries.
+
+    Raises:
+      Refusal: as `blocks`.
+    """
+    descriptions = row_type(canaries).descr
+    fields = [each for each in descriptions if layers or not each[0].startswith("layer_")]
+    names = [name for name, *_ in fields]
+    rows = [block[names].astype(fields) for block in blocks(path, canaries)]
+    return np.concatenate(rows) if rows else np.empty(0, fields)
+
+
+def blocks(path: Path, canaries: int) -> Iterator[Rows]:
+    """Yield the rows of a file in their order, up to `BLOCK` at a time, without one at the end that a crash truncated.
+
+    Args:
+      path: of the file, which may be missing.
+      canaries: how many the audit has.
 
     Raises:
       Refusal: the file holds no audit of this many canaries, or cannot be read.
     """
-    rows: list[Rows] = []
+    dtype = row_type(canaries)
+    header = np.frombuffer(_header(dtype), "u1")
+    alike = np.dtype(
+        [("header", "u1", len(header)), ("row", dtype)]
+    )  # a header takes longer to parse than a row to judge
     try:
         with open(path, "rb") as file:
-            alike = _read_alike(file, row_type(canaries))
-            if len(alike):
-                return alike
-            file.seek(0)
+            end = 0
+            while len(records := np.fromfile(file, alike, BLOCK)) and np.all(records["header"] == header):
+                yield records["row"]
+                end += records.nbytes
+                file.seek(end)
+            file.seek(end)
             while (row := _next(file)) is not None:
-                if row.dtype != row_type(canaries) or row.shape != ():
+                if row.dtype != dtype or row.shape != ():
                     raise Refusal("audit", str(path), f"holds no audit of {canaries} canaries; restore it")
-                rows.append(row)
+                yield row[None]
     except FileNotFoundError:
         pass
     except OSError as problem:
         raise Refusal("audit", str(path), f"cannot be read ({problem.strerror})") from problem
-    return stack_rows(rows, canaries)
-
-
-def _read_alike(file: Any, dtype: np.dtype[Any]) -> Rows:
-    """Return the rows of an open file, all of which begin with the header that `append` writes; none if one does not.
-
-    A header takes longer to parse than its row to judge. A truncated row at the end is left out.
-    """
-    header = _header(dtype)
-    records = np.fromfile(file, np.dtype([("header", "u1", len(header)), ("row", dtype)]))
-    file.seek(records.nbytes)
-    rest = file.read(len(header))
-    is_alike = np.all(records["header"] == np.frombuffer(header, "u1")) and header.startswith(rest)
-    return records["row"][: len(records) * int(is_alike)]
 
 
 def _next(file: Any) -> Rows | None:
@@ -112,19 +127,20 @@ def _next(file: Any) -> Rows | None:
         return None
 
 
-def stack_rows(rows: Sequence[Rows], canaries: int) -> Rows:
-    """Return rows, of shape () each, as one array."""
-    return np.stack(rows) if rows else np.empty(0, row_type(canaries))
+def cut(path: Path, canaries: int, last: int) -> None:
+    """Drop from a file the row of the whole run and those of later rounds; remove it if none is left.
 
-
-def cut(path: Path, rows: Rows) -> None:
-    """Replace a file by one with these rows, (rounds,); remove it if there are none."""
+    Args:
+      path: of the file.
+      canaries: how many the audit has.
+      last: last round to keep.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)
-    if len(rows):
-        header = _header(rows.dtype)
-        with open_for_owner(temporary) as file:
-            file.writelines(header + row.tobytes() for row in rows)
-        temporary.replace(path)
-    else:
-        path.unlink(missing_ok=True)
+    with open_for_owner(temporary) as file:
+        for block in blocks(path, canaries):
+            rows = block[(block["round"] > 0) & (block["round"] <= last)]
+            file.writelines(_header(rows.dtype) + row.tobytes() for row in rows)
+    temporary.replace(path)
+    if not path.stat().st_size:
+        path.unlink()

@@ -18,7 +18,6 @@ from fedveil.privacy.accounting.gaussian import gaussian_epsilon
 from fedveil.privacy.audit.canary_clients import Directions, KnownRounds, directions, round_scores
 from fedveil.privacy.audit.interference import block_of
 from fedveil.privacy.audit.normality import estimate, separation
-from fedveil.privacy.audit.round_rows import stack_rows
 from fedveil.privacy.audit.run_audit import AuditTerms, Evidence
 from fedveil.privacy.audit.sum_audit import NO_MEMORY, Memory, watch
 from fedveil.privacy.audit.verdict import by_one_run, judge
@@ -65,7 +64,7 @@ class Record:
         terms = AuditTerms(
             len(self.rows), 0.01, canaries=CANARIES, dimension=DIMENSION, delta=DELTA, rate=rate
         )
-        return Evidence(terms, self.coins, stack_rows(self.rows, CANARIES))
+        return Evidence(terms, self.coins, np.stack(self.rows))
 
 
 def canaries(seed: int) -> Directions:

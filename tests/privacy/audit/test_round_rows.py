@@ -7,7 +7,8 @@ import pytest
 
 from fedveil.base.refusal import Refusal
 from fedveil.base.tensor_file import read_npy
-from fedveil.privacy.audit.round_rows import Rows, append, cut, read
+from fedveil.privacy.audit import round_rows
+from fedveil.privacy.audit.round_rows import Rows, append, blocks, cut, read
 from fedveil.privacy.audit.sum_audit import empty_row
 
 CANARIES = 3
@@ -61,10 +62,28 @@ def test_a_missing_or_empty_file_has_no_rows(tmp_path: Path) -> None:
     assert len(read(tmp_path / "rows", CANARIES)) == len(read(tmp_path / "empty", CANARIES)) == 0
 
 
-def test_a_cut_file_is_that_of_its_first_rows(tmp_path: Path) -> None:
+def test_rows_without_layers_are_those_of_all_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(round_rows, "BLOCK", 4)
+    rows = written(tmp_path / "rows", range(1, 12))
+    assert [len(block) for block in blocks(tmp_path / "rows", CANARIES)] == [4, 4, 3]
+    bare = read(tmp_path / "rows", CANARIES, layers=False)
+    assert bare.itemsize < rows[0].itemsize / 3
+    names = list(bare.dtype.names or ())
+    assert set(rows[0].dtype.names or ()) - set(names) == {
+        "layer_energies",
+        "layer_means",
+        "layer_dimensions",
+    }
+    for name in names:
+        np.testing.assert_array_equal(bare[name], np.stack(rows)[name])
+
+
+def test_a_cut_file_is_that_of_its_first_rounds(tmp_path: Path) -> None:
     written(tmp_path / "few", range(1, 4))
     written(tmp_path / "many", range(1, 9))
-    cut(tmp_path / "many", read(tmp_path / "many", CANARIES)[:3])
+    append(tmp_path / "many", empty_row(0, CANARIES))  # of the whole run, once it ended
+    cut(tmp_path / "many", CANARIES, 3)
     assert (tmp_path / "many").read_bytes() == (tmp_path / "few").read_bytes()
-    cut(tmp_path / "many", read(tmp_path / "many", CANARIES)[:0])
-    assert not (tmp_path / "many").exists()
+    for _ in range(2):  # of a file that is not there, too
+        cut(tmp_path / "many", CANARIES, 0)
+        assert not list(tmp_path.glob("*many*"))

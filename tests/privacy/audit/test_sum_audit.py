@@ -8,7 +8,7 @@ import pytest
 from fedveil.privacy.audit.free_checks import (
     run_p,
 )
-from fedveil.privacy.audit.round_rows import LAYERS, stack_rows
+from fedveil.privacy.audit.round_rows import LAYERS
 from fedveil.privacy.audit.sum_audit import NO_MEMORY, noise_p, noise_sums, watch
 from fedveil.privacy.mechanisms.released_sum import ReleasedSum
 
@@ -21,7 +21,7 @@ def watched_rounds(of_biases: float, seed: int, persists: float = 0.0, rounds: i
         arrays = [rng.standard_normal((30, 10)), update + of_biases * rng.standard_normal(10)]
         row, memory = watch(ReleasedSum(number, arrays, 1.0, 1.0, 1.0), memory, None, 0, 0)
         rows.append(row)
-    return stack_rows(rows, 0)
+    return np.stack(rows)
 
 
 def test_rounds_together_show_a_small_layer_without_noise() -> None:
@@ -41,7 +41,7 @@ def test_layer_mean_shows_its_missing_noise_behind_zero_sum_updates() -> None:
         released = ReleasedSum(number, [weights, update - update.mean()], 1.0, 1.0, 1.0)
         row, memory = watch(released, memory, None, 0, 0)
         rows.append(row)
-    found = stack_rows(rows, 0)
+    found = np.stack(rows)
     assert run_p(found["layer_energies"], found["layer_dimensions"]) > 0.9
     assert noise_p(noise_sums(found)) < 1e-9
 
