@@ -8,7 +8,6 @@ import tempfile
 import webbrowser
 from contextlib import suppress
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,13 +17,6 @@ from .grammar import PagePort, app, flag, option, verb
 
 PACKAGE = Path(__file__).parents[1]
 CONFIG = PACKAGE / "mkdocs.yml"
-
-
-class _Files(SimpleHTTPRequestHandler):
-    """Server of a folder's files, which logs nothing."""
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Log nothing."""
 
 
 @verb(app, "docs", "Read the documents in a browser.", panel="Look")
@@ -50,19 +42,40 @@ def docs(
         return 0
     with tempfile.TemporaryDirectory() as folder:
         build_site(Path(folder))
-        handler = partial(_Files, directory=folder)
-        try:
-            server = ThreadingHTTPServer(("127.0.0.1", port or 0), handler)
-        except OSError as error:
-            raise Refusal("--page-port", port, f"cannot be used ({error.strerror}); name another") from error
-        with server:
-            address = f"http://127.0.0.1:{server.server_port}/"
-            print(f"The documents are at {address} until Ctrl-C.", flush=True)
-            if not no_browser:
-                webbrowser.open(address)
-            with suppress(KeyboardInterrupt):
-                server.serve_forever()
+        _serve(Path(folder), port, not no_browser)
     return 0
+
+
+def _serve(folder: Path, port: int | None, browser: bool) -> None:
+    """Serve a site on this machine until Ctrl-C.
+
+    Args:
+      folder: folder of the site.
+      port: port to listen on; None takes a free one.
+      browser: whether to open it in a browser.
+
+    Raises:
+      Refusal: the port cannot be used.
+    """
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer  # which no other verb needs
+
+    class Files(SimpleHTTPRequestHandler):
+        """Server of a folder's files, which logs nothing."""
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Log nothing."""
+
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", port or 0), partial(Files, directory=folder))
+    except OSError as error:
+        raise Refusal("--page-port", port, f"cannot be used ({error.strerror}); name another") from error
+    with server:
+        address = f"http://127.0.0.1:{server.server_port}/"
+        print(f"The documents are at {address} until Ctrl-C.", flush=True)
+        if browser:
+            webbrowser.open(address)
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 def build_site(folder: Path) -> None:
