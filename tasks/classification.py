@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, starmap
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..base.refusal import Refusal
-from .data import Examples, check_examples, only
+from .data import Examples, check_examples, only, stretch
 from .partition import Indices, Partition
 
 
@@ -16,9 +18,9 @@ class Classification:
     """`Task` over public data, with cross-entropy as its loss and accuracy as its metric.
 
     Attributes:
-      train: all clients' examples.
+      train: all clients' examples, one client after the other.
       test: held-out examples.
-      shares: for each client, the positions of its examples in `train`.
+      shares: for each client, where its examples lie in `train`.
       build: returns a new model.
       simulated: as in `Task`.
       weights: public weight of each class in the loss; empty if all are 1.
@@ -26,7 +28,7 @@ class Classification:
 
     train: Examples
     test: Examples
-    shares: tuple[Indices, ...]
+    shares: tuple[slice, ...]
     build: Callable[[], nn.Module]
     simulated: bool = True
     weights: tuple[float, ...] = ()
@@ -52,10 +54,10 @@ class Classification:
     def client_data(self, client: int) -> Examples:
         if not 0 <= client < self.num_clients:
             raise Refusal("client", client, f"clients run from 0 to {self.num_clients - 1}")
-        return only(self.train, self.shares[client])
+        return stretch(self.train, self.shares[client])
 
     def client_size(self, client: int) -> int:
-        return len(self.shares[client])
+        return self.shares[client].stop - self.shares[client].start
 
     def held_out(self) -> Examples:
         return self.test
@@ -99,7 +101,11 @@ def classification(
     """
     check_examples(train, num_classes, "training data")
     check_examples(test, num_classes, "held-out data")
-    return Classification(train, test, partition.shares(train.targets.numpy(), groups), build)
+    shares = partition.shares(train.targets.numpy(), groups)
+    ends = np.cumsum([0, *map(len, shares)]).tolist()
+    return Classification(
+        only(train, np.concatenate(shares)), test, tuple(starmap(slice, pairwise(ends))), build
+    )
 
 
 def softmax_regression(features: int, classes: int) -> nn.Module:

@@ -326,19 +326,32 @@ def only(data: Examples, rows: NDArray[np.int64]) -> Examples: ...
 def only(data: Data, rows: NDArray[np.int64]) -> Data: ...
 def only(data: Data, rows: NDArray[np.int64]) -> Data:
     """Return the subset of a client's data at some positions, shape (k,), int64."""
-    persons = None if data.persons is None else [data.persons[row] for row in rows.tolist()]
+    persons = _persons_of(data, rows.tolist())
     if isinstance(data, Examples):
         import torch  # takes a second, and a linear device does not need it
 
-        index = torch.from_numpy(rows)
-        groups = None if data.groups is None else {name: codes[index] for name, codes in data.groups.items()}
-        return Examples(rows_of(data.inputs, index), rows_of(data.targets, index), persons, groups)
+        return _selected(data, torch.from_numpy(rows), persons)
     whole, chosen = data.dataset, rows.tolist()
     if hasattr(whole, "select"):
         return replace(data, dataset=whole.select(chosen), persons=persons)
     from torch.utils.data import Subset
 
     return replace(data, dataset=Subset(whole, chosen), persons=persons)
+
+
+def stretch(data: Examples, rows: slice) -> Examples:
+    """Return the examples of a slice, which share the memory of `data`."""
+    return _selected(data, rows, _persons_of(data, range(rows.start, rows.stop)))
+
+
+def _persons_of(data: Data, rows: Iterable[int]) -> list[Any] | None:
+    return None if data.persons is None else [data.persons[row] for row in rows]
+
+
+def _selected(data: Examples, index: Any, persons: Sequence[Any] | None) -> Examples:
+    """Return the examples at some positions, a slice or a tensor, with these persons."""
+    groups = None if data.groups is None else {name: codes[index] for name, codes in data.groups.items()}
+    return Examples(rows_of(data.inputs, index), rows_of(data.targets, index), persons, groups)
 
 
 def joined(parts: Sequence[Examples]) -> Examples:

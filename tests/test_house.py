@@ -88,8 +88,8 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 103_850,  # with docstrings, comments and blank lines
-    "lines of the core": 63_331,
+    "lines of the package": 103_886,  # with docstrings, comments and blank lines
+    "lines of the core": 63_363,
     "files that know many features": 0,
     "tests of None": 1_463,
     "tests of None on a part's name": 25,
@@ -97,9 +97,9 @@ CEILINGS = {
     "parameters that are tuples": 5,
     "properties that are read for their refusal": 0,
     "names that are participles or adverbs": 7,
-    "files with functions and no test of their name": 190,
+    "files with functions and no test of their name": 189,
     "files that the smallest job loads": 187,
-    "lines that the smallest job loads": 31_993,
+    "lines that the smallest job loads": 32_012,
 }
 SMALLEST = """
 import sys, json
