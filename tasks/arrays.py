@@ -221,9 +221,13 @@ def base_check(model: nn.Module) -> Callable[[], None]:
     base = base_of(model)
     copies = {name: value.detach().clone() for name, value in base.items() if _is_small(value)}
     versions = {name: value._version for name, value in base.items()}
+    layers = [*model.modules()]
+    # `base` keeps its tensors alive, so no other has the id of one.
+    forms = [_form(layer) for layer in layers]
 
     def require() -> None:
-        present = base_of(model) if base else {}
+        is_same = not base or forms == [_form(layer) for layer in layers]
+        present = base if is_same else base_of(model)
         for name, value in base.items():
             now = present.get(name)
             if name in copies:
@@ -234,6 +238,19 @@ def base_check(model: nn.Module) -> Callable[[], None]:
                 raise Refusal("model", f"{name} of the base is changed by training", BASE_REMEDY)
 
     return require
+
+
+def _form(layer: nn.Module) -> tuple[Any, ...]:
+    """Return what decides which tensors of a layer are in the base: as long as it is the same, so are they."""
+    parameters = layer._parameters.items()  # pyright: ignore[reportPrivateUsage]
+    transient = layer._non_persistent_buffers_set  # pyright: ignore[reportPrivateUsage]
+    buffers = layer._buffers.items()  # pyright: ignore[reportPrivateUsage]
+    return (
+        [*layer._modules.items()],  # pyright: ignore[reportPrivateUsage]
+        [(name, id(value), getattr(value, "requires_grad", None)) for name, value in parameters],
+        [(name, id(value)) for name, value in buffers if name not in transient],
+        getattr(layer, "track_running_stats", None),
+    )
 
 
 def copied_buffers(model: nn.Module) -> dict[str, Tensor]:
@@ -256,8 +273,9 @@ def _equal(now: Tensor, before: Tensor) -> bool:
     """Return whether two tensors are equal in shape, type and values; NaN equals NaN."""
     if now.shape != before.shape or now.dtype != before.dtype:
         return False
-    if not now.is_floating_point():
-        return torch.equal(now, before)
+    is_equal = torch.equal(now, before)
+    if is_equal or not now.is_floating_point():
+        return is_equal
     return torch.allclose(now.double(), before.double(), rtol=0, atol=0, equal_nan=True)
 
 

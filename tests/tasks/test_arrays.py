@@ -24,6 +24,7 @@ from fedveil.run.released import model_of
 from fedveil.server import checkpoint
 from fedveil.tasks.arrays import (
     agreement_of,
+    base_check,
     base_of,
     check_base,
     dimension_of,
@@ -282,6 +283,62 @@ def test_a_base_that_training_changes_is_refused_before_a_round(
     assert not (tmp_path / "run").exists()
     with pytest.raises(Refusal, match=name):
         check_apart(Workbench(ClientSettings("own", LocalTraining(batch_size=4)), Moving(base)))
+
+
+def replaced_layer(layer: Any) -> None:
+    layer.frozen = nn.Linear(3, 4).requires_grad_(False)
+
+
+def replaced_parameter(layer: Any) -> None:
+    layer.frozen.weight = nn.Parameter(layer.frozen.weight + 1, requires_grad=False)
+
+
+def replaced_buffer(layer: Any) -> None:
+    layer.frozen.scale = layer.frozen.scale + 1
+
+
+def removed_parameter(layer: Any) -> None:
+    layer.frozen.bias = None
+
+
+def trained_parameter(layer: Any) -> None:
+    layer.frozen.bias.requires_grad_(True)
+
+
+def values(layer: Any) -> None:
+    layer.frozen.weight.data.add_(1)
+
+
+class FrozenBeside(nn.Module):
+    """A frozen layer with a buffer, and one that trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen, self.trained = nn.Linear(3, 4).requires_grad_(False), nn.Linear(3, 4)
+        self.frozen.register_buffer("scale", torch.ones(4))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [replaced_layer, replaced_parameter, replaced_buffer, removed_parameter, trained_parameter, values],
+)
+def test_every_change_of_a_base_is_refused(change: Callable[[Any], None]) -> None:
+    model = nn.Sequential(FrozenBeside())
+    require = base_check(model)
+    require()
+    change(model[0])
+    with pytest.raises(Refusal, match="of the base is changed by training"):
+        require()
+
+
+def test_other_objects_with_an_equal_base_are_not_refused() -> None:
+    model = nn.Sequential(FrozenBeside())
+    require = base_check(model)
+    layer = model[0]
+    layer.trained.weight = nn.Parameter(layer.trained.weight + 1)
+    layer.frozen.weight = nn.Parameter(layer.frozen.weight.clone(), requires_grad=False)
+    layer.extra = nn.Dropout()
+    require()
 
 
 def test_declared_running_statistics_are_averaged(tmp_path: Path) -> None:
