@@ -198,9 +198,7 @@ class PrivateGrid(PassingGrid):
 
         Fewer, such as owners who have not yet accepted a lost log, or one client that lies, end no run.
         """
-        if not self.rounds.count:
-            return False
-        count = self.rounds.newest[-1].dropped.get(FORKED_REASON, 0)
+        count = sum(result.dropped.get(FORKED_REASON, 0) for result in [*self.rounds.newest][-1:])
         return 2 * count > len(self.current_cohort) and not self.rounds.answered
 
     def skip_to(self, number: int, choices: Choices | None = None) -> None:

@@ -237,6 +237,10 @@ BEYOND: dict[str, str] = {
     "a short layer that is zero is an alarm": ITSELF,
     "the degree of a deal on a ring unproved": MEMBER,
     "a reply trained ahead serves a later instruction": "in sums that are encrypted, whose clients an audit does not see apart",
+    "a base that training replaced counts as the same": "of what no sum holds, which an audit does not see",
+    "a round with replies does not end a streak without": "of when a run ends, and not of what it releases",
+    "a resumed run counts the lines that a crash left": "of what a run tells, and not of what it releases",
+    "a cut audit keeps the rounds that a run repeats": ITSELF,
     "compiled masks used unseen": "of masks of which nothing is left in a sum",
     **dict.fromkeys(
         ("a compiled key stream used unseen", "compiled noise used unseen"),
