@@ -90,20 +90,27 @@ class Auditor:
 
     @property
     def rows(self) -> Rows:
-        """Rows so far, one for each released round, without their layers, read from the file."""
+        """Rows so far, one for each released round, without their layers, read from the file.
+
+        Raises:
+          OSError: the file holds fewer, since somebody changed it.
+        """
         rows = round_rows.read(self.path, self.terms.canaries, layers=False)
-        return rows[rows["round"] > 0][: self._count]
+        rows = rows[rows["round"] > 0][: self._count]
+        if len(rows) < self._count:
+            raise OSError(f"{self.path} has {len(rows)} rows of {self._count} audited rounds")
+        return rows
 
     def resume(self, last: int, memory: Memory) -> None:
         """Continue after round `last` with the memory of its checkpoint; drop later rows and judge the others again."""
         round_rows.cut(self.path, self.terms.canaries, last)
-        self.replay(round_rows.blocks(self.path, self.terms.canaries))
+        self.replay(round_rows.chunks(self.path, self.terms.canaries))
         self.memory = memory
 
-    def replay(self, blocks: Iterable[Rows]) -> None:
+    def replay(self, chunks: Iterable[Rows]) -> None:
         """Judge the file's rows again, some at a time, which restores the looks, the alarms and the use of alpha."""
-        for block in blocks:
-            for row in block[block["round"] > 0]:
+        for chunk in chunks:
+            for row in chunk[chunk["round"] > 0]:
                 self._judge(np.asarray(row))
 
     def take(self, number: int, released: ReleasedSum | None, arrays: Arrays) -> list[Alarm]:

@@ -61,9 +61,9 @@ def recompute_audit(folder: Path) -> RecomputedAudit:
     coins = _coins(folder, terms, fields)
     auditor = Auditor(terms, folder / AUDIT_ROWS, coins=coins)
     final = None  # row of the whole run, which `Auditor.end` appended
-    for block in round_rows.blocks(folder / AUDIT_ROWS, terms.canaries):
-        auditor.replay([block])
-        whole = block[block["round"] == 0]
+    for chunk in round_rows.chunks(folder / AUDIT_ROWS, terms.canaries):
+        auditor.replay([chunk])
+        whole = chunk[chunk["round"] == 0]
         final = np.asarray(whole[-1]) if len(whole) else final
     rows = auditor.rows
     if not len(rows):

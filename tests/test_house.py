@@ -88,7 +88,7 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 103_904,  # with docstrings, comments and blank lines
+    "lines of the package": 103_908,  # with docstrings, comments and blank lines
     "lines of the core": 63_381,
     "files that know many features": 0,
     "tests of None": 1_463,

@@ -19,7 +19,7 @@ from ...base.tensor_file import read_npy
 
 # Number of blocks of rounds whose sums are stored: updates change slowly, so a few blocks show as much as all rounds.
 BLOCKS = 16
-BLOCK = 1024  # rows that are read at a time
+CHUNK = 1024  # rows that are read at a time
 LAYERS = 64  # number of the smallest layers, whose energies are stored: a larger one shows missing noise in a single round
 # Results of canary records, see `record_claim`; NaN in rounds without a look.
 RECORDS = ("epsilon", "low", "high", "ceiling", "gaussian", "steinke", "t_p", "accuracy_p")
@@ -77,17 +77,17 @@ def read(path: Path, canaries: int, layers: bool = True) -> Rows:
       layers: whether rows have what they say by layer, which is four fifths of one without canaries.
 
     Raises:
-      Refusal: as `blocks`.
+      Refusal: as `chunks`.
     """
     descriptions = row_type(canaries).descr
     fields = [each for each in descriptions if layers or not each[0].startswith("layer_")]
     names = [name for name, *_ in fields]
-    rows = [block[names].astype(fields) for block in blocks(path, canaries)]
+    rows = [chunk[names].astype(fields) for chunk in chunks(path, canaries)]
     return np.concatenate(rows) if rows else np.empty(0, fields)
 
 
-def blocks(path: Path, canaries: int) -> Iterator[Rows]:
-    """Yield the rows of a file in their order, up to `BLOCK` at a time, without one at the end that a crash truncated.
+def chunks(path: Path, canaries: int) -> Iterator[Rows]:
+    """Yield the rows of a file in their order, up to `CHUNK` at a time, without one at the end that a crash truncated.
 
     Args:
       path: of the file, which may be missing.
@@ -98,13 +98,12 @@ def blocks(path: Path, canaries: int) -> Iterator[Rows]:
     """
     dtype = row_type(canaries)
     header = np.frombuffer(_header(dtype), "u1")
-    alike = np.dtype(
-        [("header", "u1", len(header)), ("row", dtype)]
-    )  # a header takes longer to parse than a row to judge
+    # A header takes longer to parse than its row to judge, so those that `append` writes are compared.
+    alike = np.dtype([("header", "u1", len(header)), ("row", dtype)])
     try:
         with open(path, "rb") as file:
             end = 0
-            while len(records := np.fromfile(file, alike, BLOCK)) and np.all(records["header"] == header):
+            while len(records := np.fromfile(file, alike, CHUNK)) and np.all(records["header"] == header):
                 yield records["row"]
                 end += records.nbytes
                 file.seek(end)
@@ -138,8 +137,8 @@ def cut(path: Path, canaries: int, last: int) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)
     with open_for_owner(temporary) as file:
-        for block in blocks(path, canaries):
-            rows = block[(block["round"] > 0) & (block["round"] <= last)]
+        for chunk in chunks(path, canaries):
+            rows = chunk[(chunk["round"] > 0) & (chunk["round"] <= last)]
             file.writelines(_header(rows.dtype) + row.tobytes() for row in rows)
     temporary.replace(path)
     if not path.stat().st_size:

@@ -106,6 +106,18 @@ def test_a_round_takes_the_work_and_memory_of_one_row(tmp_path: Path) -> None:
     assert auditor.rows["round"].tolist() == [*range(1, 513)]
 
 
+def test_lost_rows_are_an_error_of_the_disk(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    auditor = Auditor(AuditTerms(10, 0.01, dimension=310, delta=1e-4), tmp_path / "rows")
+    for number in range(1, 4):
+        if number == 3:
+            (tmp_path / "rows").unlink()
+        layers = [rng.standard_normal((30, 10)), rng.standard_normal(10)]
+        auditor.take(number, ReleasedSum(number, layers, 1.0, 1.0, 1.0), {})
+    with pytest.raises(OSError, match="rows has 1 rows of 3 audited rounds"):
+        auditor.end({}, {})
+
+
 def test_sums_of_rows_give_the_p_values_of_all_rows(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     auditor = Auditor(AuditTerms(40, 0.01, dimension=310, delta=1e-4, clients=400), tmp_path / "rows")

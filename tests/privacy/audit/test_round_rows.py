@@ -8,7 +8,7 @@ import pytest
 from fedveil.base.refusal import Refusal
 from fedveil.base.tensor_file import read_npy
 from fedveil.privacy.audit import round_rows
-from fedveil.privacy.audit.round_rows import Rows, append, blocks, cut, read
+from fedveil.privacy.audit.round_rows import Rows, append, chunks, cut, read
 from fedveil.privacy.audit.sum_audit import empty_row
 
 CANARIES = 3
@@ -62,10 +62,10 @@ def test_a_missing_or_empty_file_has_no_rows(tmp_path: Path) -> None:
     assert len(read(tmp_path / "rows", CANARIES)) == len(read(tmp_path / "empty", CANARIES)) == 0
 
 
-def test_rows_without_layers_are_those_of_all_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(round_rows, "BLOCK", 4)
+def test_rows_without_layers_are_those_of_all_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(round_rows, "CHUNK", 4)
     rows = written(tmp_path / "rows", range(1, 12))
-    assert [len(block) for block in blocks(tmp_path / "rows", CANARIES)] == [4, 4, 3]
+    assert [len(chunk) for chunk in chunks(tmp_path / "rows", CANARIES)] == [4, 4, 3]
     bare = read(tmp_path / "rows", CANARIES, layers=False)
     assert bare.itemsize < rows[0].itemsize / 3
     names = list(bare.dtype.names or ())
