@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..base.bounded_decoding import json_number
 from ..base.refusal import Refusal
+from ..configs.round_line import AUDIT
 from ..privacy.audit import round_rows
 from ..privacy.audit.alarms import CANNOT_UNDO, Alarm
 from ..privacy.audit.canary_clients import coins_of, commitment
@@ -20,8 +21,8 @@ from ..privacy.audit.memorisation import MemorisationResult
 from ..privacy.audit.run_audit import AuditTerms, Evidence, Measured
 from ..privacy.audit.summary import Raised, Summary, summarise
 from ..privacy.budget import Adjacency
-from ..run.files import AUDIT_ROWS, AUDIT_TERMS, RESULT
-from ..run.run_files import read_object
+from ..run.files import AUDIT_ROWS, AUDIT_TERMS, METRICS, RESULT
+from ..run.run_files import read_object, rows_in
 from .auditor import ACTING, Auditor
 
 JSON_KEYS = {"figures": "shown"}  # names in result.json of fields of a `MemorisationResult`
@@ -68,8 +69,17 @@ def recompute_audit(folder: Path) -> RecomputedAudit:
     rows = auditor.rows
     if not len(rows):
         raise Refusal("audit", str(folder), "holds no audited round; give the folder of a run that has some")
+    _require_rows(folder, len(rows))
     summary = summarise(Evidence(terms, coins, rows), auditor.raised, final)
     return RecomputedAudit(terms, summary, auditor.raised, str(fields["on_alarm"]), len(rows))
+
+
+def _require_rows(folder: Path, rows: int) -> None:
+    """Refuse an audit with fewer rows than rounds whose lines say that their sums were checked: one may have had an alarm."""
+    audited = sum(f"{AUDIT}norm_p" in line for line in rows_in(folder / METRICS))
+    if rows < audited:
+        remedy = f"has {rows} rows of {audited} audited rounds; restore it"
+        raise Refusal("audit", str(folder / AUDIT_ROWS), remedy)
 
 
 def memorised(folder: Path) -> list[MemorisationResult]:

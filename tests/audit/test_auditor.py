@@ -12,10 +12,12 @@ from shared.runs import reservations, resume
 
 from fedveil.audit.auditor import Auditor
 from fedveil.audit.line import AuditLine, format_alarm
-from fedveil.audit.result import as_json
+from fedveil.audit.result import as_json, recompute_audit
 from fedveil.base.refusal import Refusal
 from fedveil.cli.audit import audit_run
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.evidence.binding.bound_folder import Knowledge
+from fedveil.evidence.binding.verify import verify_folder
 from fedveil.privacy.audit import round_rows
 from fedveil.privacy.audit import sum_audit as watching
 from fedveil.privacy.audit.alarms import Alarm, Check, Level
@@ -146,6 +148,20 @@ def test_pause_ends_it_until_somebody_resumes(tmp_path: Path) -> None:
     assert again.exit_code == 0 and again.result["rounds_completed"] == ROUNDS
     assert {each["round"] for each in again.result["audit"]["alarms"]} == {2}
     assert again.result["audit"]["verdict"] == "violated"
+
+
+def test_an_audit_without_the_rows_of_its_alarm_is_not_recomputed(tmp_path: Path) -> None:
+    """Somebody deletes the rows of a paused run, which goes on without its alarm."""
+    folder = tmp_path / "run"
+    with noise_halved(since=2):
+        run_audited(folder, "audit.on_alarm=pause")
+    (folder / AUDIT_ROWS).unlink()
+    again = resume(folder)
+    assert again.result["audit"]["alarms"] == []
+    with pytest.raises(Refusal, match=f"has {ROUNDS - 2} rows of {ROUNDS} audited rounds; restore it"):
+        recompute_audit(folder)
+    failed = [line for line in verify_folder(folder, Knowledge()) if line.ok is False]
+    assert [line.name for line in failed] == ["audit"] and "audited rounds" in failed[0].finding
 
 
 def test_raised_noise_is_there_and_charged_as_planned(tmp_path: Path) -> None:
