@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,7 @@ def finish(
             write_refusal(run, ending)
             run.ledger.settle()
     result = _result(progress, ending, costs)
-    last = progress.history[-1] if progress.history else {}
+    last = progress.history.last
     result["early"] = early_of(last, metrics, result["models_averaged"])
     joined = {**metrics, **fields.get("metrics", {})}
     result |= {**fields, "metrics": result["metrics"] | joined}
@@ -110,7 +111,8 @@ def _result(progress: Progress, ending: Ending, costs: Mapping[str, Any]) -> dic
     run, history, state = progress.run, progress.history, ending.state
     federation, ledger = run.federation, run.ledger
     hides = federation.mode.hides_counts
-    final = next((row for row in reversed(history) if row["round"] <= state.round), {})
+    rounds = (row for row in history if row["round"] <= state.round)
+    final = max(rounds, key=itemgetter("round"), default=dict[str, Any]())
     return {
         "status": str(ending.status),
         "reason": ending.reason,
@@ -212,7 +214,7 @@ def _rosters(run: Run) -> list[dict[str, Any]]:
 
 def _rounds_of_model(history: History, state: State) -> RoundsOfArm:
     """Return the rounds that led to the model; with arms, those of the winner, or of the last arm."""
-    return RoundsOfArm(history, state.winner or history[-1].get("arm"))
+    return RoundsOfArm(history, state.winner or history.last.get("arm"))
 
 
 def write_results(progress: Progress, state: State, result: dict[str, Any], title: str) -> None:

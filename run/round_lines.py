@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections import Counter
@@ -9,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 from ..base.durable_files import open_for_owner, replace_file
 from ..configs.round_line import AT_CLIENTS
@@ -40,42 +41,44 @@ class Lines:
         """Do nothing: every line is written."""
 
 
-class History(Sequence[dict[str, Any]]):
-    """Lines of the finished rounds, read from METRICS each time; only the last is in memory, since it may not be written yet.
+class History(Iterable[dict[str, Any]]):
+    """Lines of the finished rounds, read from METRICS by each loop over them.
 
     Args:
       folder: folder of the run.
       last: number of the last round that counts; later lines were left by a crash.
+
+    Attributes:
+      last: line of the last round, which may not be in the file yet; empty before the first round.
     """
 
     def __init__(self, folder: Path, last: int) -> None:
-        self._path, self._count, self._last = folder / METRICS, 0, dict[str, Any]()
+        self._path, self._count, self.last = folder / METRICS, 0, dict[str, Any]()
         for row in rows_in(self._path):
             if row["round"] <= last:
                 self.append(row)
 
     def append(self, row: dict[str, Any]) -> None:
         """Add the line of the next round, which the caller writes to the file before it adds another."""
-        self._count, self._last = self._count + 1, row
+        self._count, self.last = self._count + 1, row
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield the lines in their order."""
-        if self._count:
-            yield from islice(rows_in(self._path), self._count - 1)
-            yield self._last
+        """Yield the lines in their order.
 
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
-    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
-        """Return one line, or those of a slice; every one but the last is read from the file."""
-        if self._count and index in (-1, self._count - 1):
-            return self._last
-        return list(self)[index]
+        Raises:
+          OSError: the file has lost some.
+        """
+        missing = max(0, self._count - 1)  # all but the last are in the file
+        for row in islice(rows_in(self._path), missing):
+            missing -= 1
+            yield row
+        if missing:
+            raise OSError(errno.EIO, f"has lost {missing} of the run's lines", str(self._path))
+        if self._count:
+            yield self.last
 
 
 @dataclass(frozen=True)

@@ -446,11 +446,11 @@ class _Rounds:
     def _evaluate_last(self, pace: Pace) -> None:
         """Evaluate the last model of a run whose remaining rounds cannot be paid: this was planned, and is paid for."""
         history, federation = self.progress.history, self.progress.run.federation
-        is_due = history and "evaluation" not in history[-1] and federation.settings.query_fields
+        is_due = history and "evaluation" not in history.last and federation.settings.query_fields
         if not is_due or pace.ready(threading.Event()) is not None:
             return
         if (answer := self._answer_after(self.progress.state, is_last=True)) is not None:
-            history[-1].update({**metric_means(answer), "evaluation": answer})
+            history.last.update({**metric_means(answer), "evaluation": answer})
 
     def _obey(self, demand: Demand) -> Ending | None:
         """Scale the noise of later rounds as an observer demands; return the run's ending, if it is to end."""

@@ -23,6 +23,7 @@ from ..tasks.data import derived, figures_of, held_out_of
 from ..tasks.protocol import Task
 from .prepared_run import Run
 from .queries import queries_of
+from .round_lines import History
 
 KEY_BYTES = 16
 CHARGED = ("epsilon", "noise_multiplier", "confidence")  # fields of an evaluation in a result
@@ -109,7 +110,7 @@ def order_of_round(run: Run, order: Mapping[str, str], state: State) -> Mapping[
     return {**order, ORDER_KEY: replace(usual, training=training, arm=tuning.arm_of(number)).to_json()}
 
 
-def tuning_result(run: Run, state: State, history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def tuning_result(run: Run, state: State, history: History) -> dict[str, Any] | None:
     """Return the tried values and the winner; None without tuning."""
     tuning = run.tuning
     if not tuning.values:
@@ -119,7 +120,7 @@ def tuning_result(run: Run, state: State, history: Sequence[Mapping[str, Any]]) 
     return {
         "key": tuning.setting,
         "rounds": tuning.rounds,
-        "metric": tuning.metric_in(history[-1]) if history else tuning.metric,
+        "metric": tuning.metric_in(history.last) if history else tuning.metric,
         "deal": tuning.deal.key,
         "arms": [
             {"arm": number, "value": value, "score": None if score is None or math.isinf(score) else score}

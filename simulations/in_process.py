@@ -44,15 +44,14 @@ FIRST_NODE = 2  # node 1 is Flower's server
 PARTS = 4  # stacks into which a cohort is divided for the sake of other processes
 GRACE_SECONDS = 30.0  # beyond its clients' deadlines, before a worker that hangs in C code is killed
 
+Values = dict[str, float | NDArray[np.floating]]  # one client's answer to a question, by the sum's segment
+# Trains clients by their numbers on an instruction; returns the sum of their vectors, of the last argument's length.
+CohortFunction = Callable[[RecordDict, Sequence[int], SumSpec, int], CohortSum]
+
 
 def client_of_node(node: int) -> int:
     """Return the number of a simulated client, from 0, by the id of its node."""
     return node - FIRST_NODE
-
-
-Values = dict[str, float | NDArray[np.floating]]  # one client's answer to a question, by the sum's segment
-# Trains clients by their numbers on an instruction; returns the sum of their vectors, of the last argument's length.
-CohortFunction = Callable[[RecordDict, Sequence[int], SumSpec, int], CohortSum]
 
 
 @dataclass

@@ -88,18 +88,18 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 103_918,  # with docstrings, comments and blank lines
-    "lines of the core": 63_378,
+    "lines of the package": 103_923,  # with docstrings, comments and blank lines
+    "lines of the core": 63_383,
     "files that know many features": 0,
     "tests of None": 1_463,
     "tests of None on a part's name": 25,
-    "conditional expressions": 1_620,
+    "conditional expressions": 1_619,
     "parameters that are tuples": 5,
     "properties that are read for their refusal": 0,
     "names that are participles or adverbs": 7,
     "files with functions and no test of their name": 189,
     "files that the smallest job loads": 187,
-    "lines that the smallest job loads": 32_028,
+    "lines that the smallest job loads": 32_033,
 }
 SMALLEST = """
 import sys, json

@@ -20,21 +20,26 @@ def test_history_is_the_file_up_to_a_round_and_what_is_added(tmp_path: Path) -> 
     assert not History(tmp_path, 5) and not [*History(tmp_path, 5)]
     written = lines(tmp_path, *({"round": number, "loss": number / 3} for number in range(1, 8)))
     history = History(tmp_path, 5)  # two were left by a crash
-    assert ([*history], len(history), history[-1]) == (written[:5], 5, written[4])
+    assert ([*history], len(history), history.last) == (written[:5], 5, written[4])
     (tmp_path / METRICS).write_text("")
     lines(tmp_path, *written[:5])  # as the run's first callback does
     history.append(unwritten := {"round": 6, "loss": float("inf")})
-    assert ([*history], history[-1], history[5]) == ([*written[:5], unwritten], unwritten, unwritten)
-    assert (history[0], history[1:3], history[-1:]) == (written[0], written[1:3], [unwritten])
-    assert [*reversed(history)] == [unwritten, *reversed(written[:5])]
-    with pytest.raises(IndexError):
-        history[6]
+    assert ([*history], len(history), history.last) == ([*written[:5], unwritten], 6, unwritten)
+    assert [*history] == [*history]
+
+
+def test_lost_lines_are_an_error_of_the_disk(tmp_path: Path) -> None:
+    lines(tmp_path, *({"round": number} for number in range(1, 4)))
+    history = History(tmp_path, 3)
+    (tmp_path / METRICS).unlink()
+    with pytest.raises(OSError, match="has lost 2 of the run's lines"):
+        list(history)
 
 
 def test_last_line_can_be_completed_before_it_is_written(tmp_path: Path) -> None:
     lines(tmp_path, {"round": 1}, {"round": 2})
     history = History(tmp_path, 2)
-    history[-1].update(evaluation={"answers": []})
+    history.last.update(evaluation={"answers": []})
     assert [*history] == [{"round": 1}, {"round": 2, "evaluation": {"answers": []}}]
 
 
