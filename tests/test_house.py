@@ -88,8 +88,8 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 103_923,  # with docstrings, comments and blank lines
-    "lines of the core": 63_383,
+    "lines of the package": 103_971,  # with docstrings, comments and blank lines
+    "lines of the core": 63_431,
     "files that know many features": 0,
     "tests of None": 1_463,
     "tests of None on a part's name": 25,

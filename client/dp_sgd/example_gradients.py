@@ -82,6 +82,7 @@ VECTOR = 16  # float32 numbers that a processor multiplies at a time
 CACHED = 1 << 21  # numbers of a layer that are held in any case: 8 MiB stay in a processor's last cache
 GRAM = 3  # multiplications of a gradient in the time of one of a Gram matrix, which is in double precision and smaller
 BUFFER_RATIO = 2  # single gradients are held up to this many times the size of inputs and output gradients
+DEEP = 16  # channels of a group from which torch's kernel is faster than a product of copied windows
 
 LOUDEST = 1024.0  # rounding to float32 moves such a part by less than 2^10 / 2^24 of the norm
 ADDED = 1 << 16  # squares summed at a time, so that their float32 sum is accurate to 0.1 %
@@ -172,8 +173,12 @@ def _cancelling(inputs: Tensor, gradients: Tensor) -> Tensor:
 
 def _buffer(inputs: Tensor, gradients: Tensor, *shape: int) -> Tensor | None:
     """Return memory of this shape for each example's gradient; None if it is large compared with the arguments."""
-    small = math.prod(shape) <= max(CACHED, BUFFER_RATIO * (inputs.numel() + gradients.numel()))
-    return gradients.new_empty(shape) if small else None
+    return gradients.new_empty(shape) if _small(inputs, gradients, math.prod(shape)) else None
+
+
+def _small(inputs: Tensor, gradients: Tensor, count: int) -> bool:
+    """Return whether so many numbers, the gradients of all examples, are few beside the arguments, or fit in a cache."""
+    return count <= max(CACHED, BUFFER_RATIO * (inputs.numel() + gradients.numel()))
 
 
 def _linear(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
@@ -316,6 +321,9 @@ def _convolution(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
     sides = layer._reversed_padding_repeated_twice
     padded = nn.functional.pad(inputs, sides, mode) if any(sides) else inputs
     batch, outputs, *places = gradients.shape
+    deep = layer.in_channels // layer.groups >= DEEP and not gradients.is_cuda
+    if deep and _small(inputs, gradients, batch * weight.numel()):
+        return _deep_convolution(layer, padded, gradients, bias)
     size, each = weight[0].numel(), outputs // layer.groups  # inputs and channels of an output in a group
     # Gradients are held transposed if that makes their last dimension longer: it is what fills a processor's vectors.
     turned = size < max(VECTOR, 2 * each)
@@ -338,11 +346,45 @@ def _convolution(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
             weight_sum = weight_sum.mT.contiguous() if turned else weight_sum
             return {weight: weight_sum.view(outputs, *layer.kernel_size, -1).movedim(-1, 1)}
         scaled = gradients * weights.view(-1, *[1] * (gradients.dim() - 1))
-        gradient_of = (kernels.conv1d_weight, kernels.conv2d_weight, kernels.conv3d_weight)[len(places) - 1]
-        options = (layer.stride, 0, layer.dilation, layer.groups)
-        return {weight: gradient_of(padded, list(weight.shape), scaled, *options)}
+        return {weight: _kernel_gradient(layer, padded, scaled)}
 
     return Share(bias, norms.unbind(1), sums)
+
+
+def _kernel_gradient(layer: Any, padded: Tensor, gradients: Tensor) -> Tensor:
+    """Return the gradient of a convolution's kernels, summed over examples.
+
+    Args:
+      layer: the convolution.
+      padded: its inputs with their padding, shape (B, C, ...); (1, N C, ...) makes N examples groups of one, whose kernels'
+        gradients are returned one below another.
+      gradients: of its outputs, shape (B, O, ...) or (1, N O, ...).
+    """
+    gradient_of = (kernels.conv1d_weight, kernels.conv2d_weight, kernels.conv3d_weight)[padded.dim() - 3]
+    examples = gradients.shape[1] // layer.out_channels
+    shape = [examples * layer.out_channels, *layer.weight.shape[1:]]
+    return gradient_of(padded, shape, gradients, layer.stride, 0, layer.dilation, examples * layer.groups)
+
+
+def _deep_convolution(layer: Any, padded: Tensor, gradients: Tensor, bias: dict[Any, Tensor]) -> Share:
+    """Return the share of a convolution of many channels: some examples at a time are the groups of one convolution.
+
+    Args:
+      layer: the convolution.
+      padded: its inputs with their padding, shape (B, C, ...).
+      gradients: of its outputs, shape (B, O, ...).
+      bias: the gradients of its bias, if it learns one.
+    """
+    buffer = gradients.new_empty(len(gradients), *layer.weight.shape)
+    few = max(1, 2 * CHUNK // (padded[0].numel() + gradients[0].numel() + buffer[0].numel()))
+    for images, back, part in zip(*(each.split(few) for each in (padded, gradients, buffer)), strict=True):
+        one = [each.contiguous().flatten(0, 1)[None] for each in (images, back)]
+        part.copy_(_kernel_gradient(layer, *one).view(part.shape))
+
+    def sums(weights: Tensor) -> dict[Any, Tensor]:
+        return {layer.weight: (weights @ buffer.flatten(1)).view(layer.weight.shape)}
+
+    return Share(bias, [norms_of(buffer)], sums)
 
 
 def _embedding(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:

@@ -1,5 +1,6 @@
 """Book-keeping: clipped sums against Opacus' hooks and against one example at a time, and when it stands aside."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -260,20 +261,49 @@ def in_sequence(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
     made=st.one_of(convolutional(), sequential(), in_sequence(), repeating()),
     clip=st.sampled_from([1e-3, 0.5, 1e3]),
     room=st.booleans(),
+    deep=st.sampled_from([1, 3]),
 )
-@settings(max_examples=90)
+@settings(max_examples=120)
 def test_any_small_model_is_clipped_example_by_example(
-    made: tuple[nn.Module, Tensor], clip: float, room: bool
+    made: tuple[nn.Module, Tensor], clip: float, room: bool, deep: int
 ) -> None:
     model, inputs = made[0].double(), made[1].double() if made[1].is_floating_point() else made[1]
     targets = torch.arange(len(inputs)) % CLASSES
     assert obstacle(model, inputs[:1]) is None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(example_gradients, "CHUNK", 64)
+        patch.setattr(example_gradients, "DEEP", deep)
+        patch.setattr(
+            example_gradients, "LOUDEST", math.inf
+        )  # below which a sum that cancels counts more than it is
         patch.setattr(example_gradients, "BUFFER_RATIO", 2 if room else 0)
         patch.setattr(example_gradients, "CACHED", 0)
         sums = kept(model, inputs, targets, clip)
     assert distance(sums, singly(model, inputs, targets, clip)) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: nn.Conv1d(16, 5, 4, stride=2, padding=1), (11,)),
+        (lambda: nn.Conv2d(16, 6, (3, 2), dilation=2, padding="same", bias=False), (6, 7)),
+        (lambda: nn.Conv2d(32, 4, 3, groups=2, padding=1, padding_mode="circular"), (6, 6)),
+        (lambda: nn.Conv3d(16, 3, 2, stride=(1, 2, 1)), (3, 5, 4)),
+    ],
+)
+def test_convolution_of_many_channels_is_clipped_by_example(
+    make: Callable[[], Any], shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(3)
+    first, inputs = make(), 9 * torch.randn(7, make().in_channels, *shape)
+    layers = [nn.Flatten(), nn.Linear(first(inputs).flatten(1).shape[1], CLASSES)]
+    for model in (nn.Sequential(first, *layers), with_fast_kernels(nn.Sequential(first, *layers))):
+        targets = torch.arange(7) % CLASSES
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(example_gradients, "CHUNK", 2000)  # of some examples at a time
+            patch.delattr(example_gradients, "_windows")  # which no such layer takes
+            sums = kept(model, inputs, targets, 1e-3)
+        assert distance(sums, singly(model, inputs, targets, 1e-3)) < 1e-5
 
 
 class Twice(nn.Module):
