@@ -273,9 +273,8 @@ def test_any_small_model_is_clipped_example_by_example(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(example_gradients, "CHUNK", 64)
         patch.setattr(example_gradients, "DEEP", deep)
-        patch.setattr(
-            example_gradients, "LOUDEST", math.inf
-        )  # below which a sum that cancels counts more than it is
+        # Without the bound by which a gradient that cancels counts more than its norm; other tests are of it.
+        patch.setattr(example_gradients, "LOUDEST", math.inf)
         patch.setattr(example_gradients, "BUFFER_RATIO", 2 if room else 0)
         patch.setattr(example_gradients, "CACHED", 0)
         sums = kept(model, inputs, targets, clip)
