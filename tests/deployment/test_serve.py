@@ -66,8 +66,8 @@ from fedveil.run.run_files import read_run
 pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
 
 MADE = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "served.py"))
-Devices, make_federation, reaching, free_port, until = (
-    MADE[name] for name in ("Devices", "make_federation", "reaching", "free_port", "until")
+Devices, make_federation, reaching, free_port, until, SECONDS = (
+    MADE[name] for name in ("Devices", "make_federation", "reaching", "free_port", "until", "SECONDS")
 )
 COMMON = (
     "task=digits",
@@ -129,12 +129,12 @@ def spring(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Spring:
             with redirect_stdout(StringIO()) as out:
                 assert show(hearts / "server", as_json=False) == 0
             seen.shown = out.getvalue()
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=SECONDS) as answer:
                 seen.metrics = answer.read().decode()
             with pytest.raises(urllib.error.HTTPError) as missing:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60)
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=SECONDS)
             missing.value.close()
-            with urllib.request.urlopen(page, timeout=60) as answer:
+            with urllib.request.urlopen(page, timeout=SECONDS) as answer:
                 seen.page = answer.read().decode()
 
     with live_page(0) as watching:
