@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..base.refusal import Refusal
-from ..client.training.sgd import gradients_of, seed_layers, steps_of, train
+from ..client.training.sgd import gradients_of, layout_of, seed_layers, steps_of, train
 from ..configs.privacy_settings import RecordLevel, levels_of
 from ..messages.local_training import LocalTraining, Optimizer
 from ..tasks.arrays import base_check, load_arrays, memory_of, read_arrays, sent_state
@@ -106,8 +106,7 @@ class _Course:
             train(self.model, self.task, self.data, whole, 0, self.key)
             return
         parameters = [p for name, p in self.model.named_parameters() if name in names and p.requires_grad]
-        has_kernels = any(p.dim() == 4 for p in parameters)
-        layout = torch.channels_last if has_kernels else torch.contiguous_format
+        layout = layout_of(self.model)
         start = [p.detach().clone() for p in parameters] if pull else []
         share = training.learning_rate * pull / (1 + training.learning_rate * pull)
         descent = steps_of(self.task, parameters, [], training, of_epoch)

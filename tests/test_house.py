@@ -88,8 +88,8 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 103_971,  # with docstrings, comments and blank lines
-    "lines of the core": 63_431,
+    "lines of the package": 103_973,  # with docstrings, comments and blank lines
+    "lines of the core": 63_432,
     "files that know many features": 0,
     "tests of None": 1_463,
     "tests of None on a part's name": 25,
@@ -99,7 +99,7 @@ CEILINGS = {
     "names that are participles or adverbs": 7,
     "files with functions and no test of their name": 189,
     "files that the smallest job loads": 187,
-    "lines that the smallest job loads": 32_033,
+    "lines that the smallest job loads": 32_040,
 }
 SMALLEST = """
 import sys, json

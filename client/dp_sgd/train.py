@@ -36,7 +36,7 @@ from ...tasks.data import Batches, Data, leaves, padded, placeholder
 from ...tasks.independence import check_step
 from ...tasks.optimizers import follow_epochs, optimizer_of
 from ...tasks.protocol import Objective
-from ..training.sgd import with_fast_kernels
+from ..training.sgd import layout_of, with_fast_kernels
 from . import sketched
 from .book_keeping import book_keeping, obstacle
 from .clipped import ClippedParameters, ClippedSums
@@ -410,11 +410,10 @@ def _ghost_works(model: nn.Module, batches: Sequence[Inputs]) -> bool:
 
 def _lay_out(model: nn.Module, gradients: str) -> torch.memory_format:
     """Convert the model's kernels to the layout in which the engine is correct and fast; return that of its images."""
-    kernels = [p for p in model.parameters() if p.dim() == 4]
     if gradients == "book_keeping":
-        with_fast_kernels(model)
-        return torch.channels_last if kernels else torch.contiguous_format
-    for kernel in kernels:
-        # Opacus' unfold2d assumes contiguous images, and is wrong for outputs of channels-last kernels.
-        kernel.data = kernel.data.clone(memory_format=torch.contiguous_format)
+        return layout_of(with_fast_kernels(model))
+    for kernel in model.parameters():
+        if kernel.dim() == 4:
+            # Opacus' unfold2d assumes contiguous images, and is wrong for outputs of channels-last kernels.
+            kernel.data = kernel.data.clone(memory_format=torch.contiguous_format)
     return torch.contiguous_format

@@ -54,8 +54,7 @@ def train(
     if (task_training := own_training(task)) is not None:
         return _by_itself(task_training, model, data, training)
     parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-    has_kernels = any(p.dim() == 4 for p in parameters)
-    layout = torch.channels_last if has_kernels else torch.contiguous_format
+    layout = layout_of(model)
     start = [p.detach().clone() for p in parameters] if training.proximal_mu else []
     steps = steps_of(task, parameters, start, training, -(-len(data) // training.batch_size))
     losses: list[Tensor] = []
@@ -156,16 +155,24 @@ def steps_of(
     return Steps(list(values), start, training, optimizer)
 
 
-def with_fast_kernels(model: nn.Module) -> nn.Module:
-    """Return the model after changing its kernels, in place, to the layout in which a CPU convolves up to twice as fast.
+def layout_of(model: nn.Module) -> torch.memory_format:
+    """Return the layout of images in memory in which a CPU trains the model fastest; results differ by float rounding.
 
-    In this layout, channels-last, results differ by float rounding only.
+    With channels last, convolutions take down to half as long, and torch's group normalisation up to 16 times as long.
     """
+    convolves = any(p.dim() == 4 for p in model.parameters())
+    normalises = any(isinstance(layer, nn.GroupNorm) for layer in model.modules())
+    return torch.channels_last if convolves and not normalises else torch.contiguous_format
+
+
+def with_fast_kernels(model: nn.Module) -> nn.Module:
+    """Return the model after changing its kernels, in place, to its `layout_of` images."""
+    layout = layout_of(model)
     for kernel in model.parameters():
         if kernel.dim() == 4:
             # `to`, since `contiguous` does not change a kernel with one input channel, whose layout the convolution
             # uses.
-            kernel.data = kernel.data.to(memory_format=torch.channels_last)
+            kernel.data = kernel.data.to(memory_format=layout)
     return model
 
 
