@@ -119,7 +119,9 @@ def test_link_with_a_closed_door_survives_its_superlink(made: Path, monkeypatch:
 
     def ask(grid: SuperNodeGrid, attempt: int, timeout: float = 60) -> list[int]:
         questions = [asking(node, attempt, arrays=ArrayRecord([values])) for node in NODES]
-        replies = list(grid.send_and_receive(questions, timeout=timeout))
+        answers = grid.send_and_receive(questions, timeout=timeout)
+        # Flower may answer an error for a node that is gone.
+        replies = [each for each in answers if each.has_content()]
         for reply in replies:
             np.testing.assert_array_equal(reply.content["arrays"].to_numpy_ndarrays()[0], 2 * values)
         return sorted(reply.metadata.src_node_id for reply in replies)
