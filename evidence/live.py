@@ -33,9 +33,8 @@ LOOK_AGAIN = 10  # seconds, after which a browser that shows the page asks for i
 # A page is kept for so many times the CPU time that it took, so that pages take a twentieth of a core; and for at most so
 # many seconds, after which the rounds of a long run would be old news.
 LEISURE, MAX_SECONDS = 20, 15.0
-POLITE = (
-    5  # niceness: the run's own work comes first, and a page on a busy machine takes seconds (at 19 minutes)
-)
+# The run's own work comes first; at 19, a page of 3 s of CPU takes minutes on a busy machine.
+NICENESS = 5
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
@@ -179,6 +178,6 @@ def main() -> None:
     The arguments of the command are the number of the socket, the process id of the run, and the folder.
     """
     number, parent, folder = sys.argv[1:]
-    os.nice(POLITE)
+    os.nice(NICENESS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run answers it, and may need a while to end
     PageServer(socket.socket(fileno=int(number)), FolderPage(Path(folder)), int(parent)).serve_forever()

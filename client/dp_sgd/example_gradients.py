@@ -82,7 +82,7 @@ VECTOR = 16  # float32 numbers that a processor multiplies at a time
 CACHED = 1 << 21  # numbers of a layer that are held in any case: 8 MiB stay in a processor's last cache
 GRAM = 3  # multiplications of a gradient in the time of one of a Gram matrix, which is in double precision and smaller
 BUFFER_RATIO = 2  # single gradients are held up to this many times the size of inputs and output gradients
-DEEP = 16  # channels of a group from which torch's kernel is faster than a product of copied windows
+DEEP = 16  # channels of a group from which a CPU gains by its kernel over a product of copied windows
 
 LOUDEST = 1024.0  # rounding to float32 moves such a part by less than 2^10 / 2^24 of the norm
 ADDED = 1 << 16  # squares summed at a time, so that their float32 sum is accurate to 0.1 %
@@ -321,7 +321,7 @@ def _convolution(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
     sides = layer._reversed_padding_repeated_twice
     padded = nn.functional.pad(inputs, sides, mode) if any(sides) else inputs
     batch, outputs, *places = gradients.shape
-    deep = layer.in_channels // layer.groups >= DEEP and not gradients.is_cuda
+    deep = layer.in_channels // layer.groups >= DEEP and gradients.is_cpu
     if deep and _small(inputs, gradients, batch * weight.numel()):
         return _deep_convolution(layer, padded, gradients, bias)
     size, each = weight[0].numel(), outputs // layer.groups  # inputs and channels of an output in a group

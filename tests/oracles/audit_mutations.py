@@ -114,6 +114,7 @@ TOLD = "what a page says of a run, and not what the run has released"
 ARMS = "each arm's sum has the noise that is claimed; whose clients are in it no sum tells"
 WORSE = "the sum has the noise that is claimed, and the model is worse"
 COUNTS = "who took part in a round, and no number that is released"
+LAYER = "in a layer that the task of the audit does not have"
 LARGE = "such a draw begins above 65 536 clients, more than an audit's runs have"
 BEYOND: dict[str, str] = {
     **dict.fromkeys(
@@ -829,6 +830,7 @@ BEYOND: dict[str, str] = {
     "what confirms a free check stops no run": ITSELF,
     "audit of known rounds under amplification": ITSELF,
     "audit misses reused noise where updates move": ITSELF,
+    "a norm in a convolution of many channels counts half": LAYER,
     "the gradient of a memory passes a closed gate": WORSE,
     "attention reads what its padding hides": WORSE,
     "a matrix that a recurrent layer uses twice counts once": PRECONDITION,
